@@ -1,0 +1,29 @@
+"""The lazy door: names are fetched when asked, so that ``import skalign`` loads neither torch, sklearn nor ot (PEP 562)."""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "CCATeacher": "_teachers",
+    "ContrastiveTeacher": "_trained",
+    "ProcrustesTeacher": "_teachers",
+    "SOTAlign": "_sotalign",
+    "SOTAlignTransformer": "_sotalign",
+    "show_versions": "_show_versions",
+}
+_SUBPACKAGES = ("datasets", "losses", "metrics")
+
+__all__ = [*_HOMES, *_SUBPACKAGES]
+
+
+def __getattr__(name):
+    if name in _HOMES:
+        return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    if name in _SUBPACKAGES:
+        return importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,220 @@
+"""What every aligner shares: checking views, transform, transform_y, score and tags. Knows scikit-learn, not torch."""
+
+import warnings
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils import check_array
+from sklearn.utils.validation import _get_feature_names, check_is_fitted, validate_data
+
+from ._arrays import like_input, to_numpy
+from ._core.ranks import recalls
+from ._core.rows import normalize_rows
+from ._pairs import judge_pairs
+
+_FLOATS = [np.float32, np.float64]  # in this order, so that float16 becomes float32
+
+
+class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+    """Base class of aligners; a subclass fits its attributes and offers ``_embed_x(X)`` and ``_embed_y(Y)``."""
+
+    def transform(self, X, Y=None):
+        """Map rows of X, and of Y if given, into the shared space.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, d_x)
+            Rows of the first view, finite.
+        Y : array-like of shape (m, d_y), default=None
+            Rows of the second view; `m` may differ from `n`.
+
+        Returns
+        -------
+        F : ndarray or Tensor of shape (n, n_components_)
+            Rows of unit length, so that inner products are cosines. A tensor on the device of X if X is a tensor.
+        G : ndarray or Tensor of shape (m, n_components_)
+            Only if Y is given.
+
+        Raises
+        ------
+        ValueError
+            If a view is not finite or has another number of columns than in `fit`.
+        """
+        check_is_fitted(self)
+        F = like_input(self._embed_x(self._check_x(X)), X)
+        return F if Y is None else (F, self.transform_y(Y))
+
+    def transform_y(self, Y):
+        """Map rows of Y into the shared space.
+
+        Parameters
+        ----------
+        Y : array-like of shape (m, d_y)
+            Rows of the second view, finite.
+
+        Returns
+        -------
+        G : ndarray or Tensor of shape (m, n_components_)
+            Rows of unit length. A tensor on the device of Y if Y is a tensor.
+
+        Raises
+        ------
+        ValueError
+            If Y is not finite or has another number of columns than in `fit`.
+        """
+        check_is_fitted(self)
+        return like_input(self._embed_y(self._check_y(Y)), Y)
+
+    def score(self, X, Y=None, sample_weight=None, paired_idx=None, *, y=None):
+        """MeanR@1 on the pairs present: how often the nearest row of the other view is a true match.
+
+        Queries and gallery are the paired rows only; R@1 falls as the gallery grows, so compare equal galleries.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_x, d_x)
+            First view.
+        Y : array-like of shape (n_y, d_y)
+            Second view.
+        sample_weight : array-like of shape (n_x,), default=None
+            Weights of the rows of X as queries; a query from Y has the weight of its first partner.
+        paired_idx : None, bool (n,), int (p,) or int (p, 2), default=None
+            As in `fit`. Without it, rows that are NaN throughout in X or in Y are left out; unpaired rows that are
+            present in both views would be scored as pairs.
+        y : array-like, default=None
+            Another name of Y, which some of scikit-learn's tools use.
+
+        Returns
+        -------
+        score : float
+            Mean of both directions, between 0 and 1. Ties count against the model.
+
+        Raises
+        ------
+        ValueError
+            If there is no pair, a view is not finite, or the weights do not fit.
+        """
+        check_is_fitted(self)
+        views = judge_pairs(self._check_x(X, allow_nan=True), self._check_y(Y, allow_nan=True), to_numpy(paired_idx))
+        x_rows, x_of = np.unique(views.pairs[:, 0], return_inverse=True)
+        y_rows, y_of = np.unique(views.pairs[:, 1], return_inverse=True)
+        F, G = self._embed_x(views.X[x_rows]), self._embed_y(views.Y[y_rows])
+        weights = _query_weights(sample_weight, views)
+        return float(recalls(F, G, np.column_stack([x_of, y_of]), ks=(1,), weights=weights).mean())
+
+    def _judge(self, X, Y, paired_idx, X_unpaired, Y_unpaired):
+        """Check everything `fit` was given; returns `PairedViews` in float32 or float64."""
+        Y = self._required(Y)
+        X = validate_data(self, to_numpy(X), dtype=_FLOATS, ensure_all_finite="allow-nan")
+        names_y = _get_feature_names(Y)
+        Y = self._check_y(Y, allow_nan=True, reset=True)
+        self.n_features_in_y_ = Y.shape[1]
+        if names_y is not None:
+            self.feature_names_in_y_ = names_y
+        elif hasattr(self, "feature_names_in_y_"):
+            del self.feature_names_in_y_
+        X_pool = _check_pool(X_unpaired, X.shape[1], "X")
+        Y_pool = _check_pool(Y_unpaired, Y.shape[1], "Y")
+        views = judge_pairs(X, Y, to_numpy(paired_idx), X_pool, Y_pool)
+        self.n_pairs_ = len(views.pairs)
+        for view, rows, name in ((views.X, views.pairs[:, 0], "X"), (views.Y, views.pairs[:, 1], "Y")):
+            _warn_zero_rows(view[rows], name)
+        return views
+
+    def _required(self, Y):
+        if Y is None:
+            raise ValueError(
+                f"{type(self).__name__} requires y to be passed, but the target y is None. Pass the second view as Y."
+            )
+        return Y
+
+    def _fit_means(self, views):
+        """Mean of each prepared view, over its pairs or over all its rows (`center`)."""
+        x_rows, y_rows = (views.X_pairs, views.Y_pairs) if self.center == "pairs" else (views.X_all, views.Y_all)
+        self.x_mean_ = self._scaled(x_rows).mean(axis=0, dtype=np.float64)
+        self.y_mean_ = self._scaled(y_rows).mean(axis=0, dtype=np.float64)
+
+    def _scaled(self, rows):
+        return normalize_rows(rows) if self.normalize else rows
+
+    def _prepared_x(self, X):
+        """Rows of X as the maps take them: scaled to unit length if asked for, then centred. Same dtype as X."""
+        return self._scaled(X) - self.x_mean_.astype(X.dtype)
+
+    def _prepared_y(self, Y):
+        """Rows of Y as the maps take them."""
+        return self._scaled(Y) - self.y_mean_.astype(Y.dtype)
+
+    def _check_x(self, X, allow_nan=False):
+        finite = "allow-nan" if allow_nan else True
+        return validate_data(self, to_numpy(X), reset=False, dtype=_FLOATS, ensure_all_finite=finite)
+
+    def _check_y(self, Y, allow_nan=False, reset=False):
+        Y = to_numpy(Y)
+        finite = "allow-nan" if allow_nan else True
+        Y = check_array(Y, dtype=_FLOATS, ensure_2d=False, ensure_all_finite=finite, input_name="Y", estimator=self)
+        Y = Y.reshape(-1, 1) if Y.ndim == 1 else Y
+        if not reset and Y.shape[1] != self.n_features_in_y_:
+            raise ValueError(
+                f"Y has {Y.shape[1]} features, but {type(self).__name__} is expecting {self.n_features_in_y_} features "
+                "as the second view. Pass the view that was given as Y in `fit`."
+            )
+        return Y
+
+    @property
+    def _n_features_out(self):
+        return self.n_components_
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.target_tags.required = True
+        tags.target_tags.multi_output = True
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
+
+
+def _check_pool(pool, n_features, name):
+    """A pool of unpaired rows as an array, or None."""
+    if pool is None:
+        return None
+    shape = getattr(pool, "shape", None) or (len(pool),)
+    if shape[0] == 0:
+        raise ValueError(f"`{name}_unpaired` has 0 rows. Pass at least one unpaired row, or leave it out (None).")
+    pool = check_array(to_numpy(pool), dtype=_FLOATS, input_name=f"{name}_unpaired")
+    if pool.shape[1] != n_features:
+        raise ValueError(
+            f"`{name}_unpaired` must have the columns of {name}, {n_features}, but it has {pool.shape[1]}. "
+            f"Embed the pool with the encoder that made {name}."
+        )
+    return pool
+
+
+def _query_weights(sample_weight, views):
+    """Weights of the distinct paired rows of X and of Y as queries, or None for both."""
+    if sample_weight is None:
+        return None, None
+    weight = check_array(to_numpy(sample_weight), ensure_2d=False, dtype=np.float64, input_name="sample_weight")
+    if weight.shape != (len(views.X),) or weight.min() < 0:
+        raise ValueError(
+            f"`sample_weight` must hold one weight >= 0 a row of X, shape ({len(views.X)},), but its shape is "
+            f"{weight.shape} and its smallest entry {weight.min():g}. Use 0 to leave a query out."
+        )
+    of_pair = weight[views.pairs[:, 0]]
+    weights = tuple(of_pair[np.unique(column, return_index=True)[1]] for column in views.pairs.T)
+    if 0 in (weights[0].sum(), weights[1].sum()):
+        raise ValueError(
+            "`sample_weight` must leave a query in both directions, but every query of one view has weight zero. "
+            "Give a paired row of X a positive weight."
+        )
+    return weights
+
+
+def _warn_zero_rows(rows, name):
+    n_zero = np.count_nonzero(~rows.any(axis=1))
+    if n_zero:
+        warnings.warn(
+            f"{n_zero} of the {len(rows)} paired rows of {name} are zero throughout; they have no direction, so their "
+            "cosine with anything is 0. Drop these pairs, or check the encoder.",
+            UserWarning,
+            stacklevel=5,  # past _judge, fit and scikit-learn's _fit_context
+        )

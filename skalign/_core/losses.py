@@ -1,0 +1,36 @@
+"""The losses besides KLOT, as plain functions of torch tensors. Knows torch, knows nothing of estimators."""
+
+import torch
+from torch.nn.functional import log_softmax, logsigmoid
+
+
+def siglip(K, matches, scale, bias):
+    r"""Sigmoid loss :math:`-\frac{1}{n} \sum_{ij} \log\sigma(z_{ij} (s K_{ij} + b))`; see `skalign.losses.siglip`."""
+    sign = 2 * matches.to(K.dtype) - 1  # z: +1 for a match, -1 otherwise, (n, m)
+    return -logsigmoid(sign * (scale * K + bias)).sum() / K.shape[0]
+
+
+def info_nce(K, K_teacher, epsilon, epsilon_teacher, symmetric=True):
+    r"""Row-wise :math:`\mathrm{KL}(\mathrm{softmax}(K^*/\varepsilon^*) \,\|\, \mathrm{softmax}(K/\varepsilon))` (SOTAlign, eq. 10)."""
+    log_p = log_softmax(K / epsilon, dim=1)
+    log_t = log_softmax(K_teacher.detach() / epsilon_teacher, dim=1)
+    value = (log_t.exp() * (log_t - log_p)).sum(dim=1).mean()
+    return (value + info_nce(K.T, K_teacher.T, epsilon, epsilon_teacher, symmetric=False)) / 2 if symmetric else value
+
+
+def cka(F, G, F_teacher, G_teacher):
+    r"""1 - CKA of :math:`F G^T` and :math:`F^* G^{*T}` from column-centred factors (SOTAlign, Prop. C.5 and C.6).
+
+    With :math:`\langle H K H, H K^* H\rangle = \langle F_c^T F^*_c, G_c^T G^*_c\rangle`, nothing of size n x m is formed.
+    """
+    F, G, F_teacher, G_teacher = (Z - Z.mean(dim=0) for Z in (F, G, F_teacher.detach(), G_teacher.detach()))
+    cross = _inner(F, G, F_teacher, G_teacher)
+    return 1 - cross / (_norm(F, G) * _norm(F_teacher, G_teacher))
+
+
+def _inner(F, G, F2, G2):
+    return ((F.T @ F2) * (G.T @ G2)).sum()
+
+
+def _norm(F, G):
+    return _inner(F, G, F, G).clamp_min(torch.finfo(F.dtype).tiny).sqrt()

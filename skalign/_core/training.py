@@ -1,0 +1,191 @@
+"""The training loop of the alignment heads (SOTAlign, algorithm 1). Knows torch, knows nothing of estimators."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch.nn.functional import normalize
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
+
+from .lion import Lion
+from .losses import siglip
+from .ranks import recalls
+
+OPTIMIZERS = {"adamw": torch.optim.AdamW, "lion": Lion}
+
+
+@dataclass(frozen=True)
+class TrainingViews:
+    """Tensors the heads are trained on, all on one device.
+
+    A, B : (p, d_x), (p, d_y) pairs, row by row; `pairs` (p, 2) says which samples the rows are.
+    X, Y : (u_x, d_x), (u_y, d_y) unpaired rows; F_teacher, G_teacher : (u_x, k), (u_y, k) unit rows of the teacher.
+    held_out : None, or rows of X and of Y never trained on and the pairs (q, 2) among them.
+    """
+
+    A: torch.Tensor
+    B: torch.Tensor
+    pairs: torch.Tensor
+    X: torch.Tensor | None = None
+    Y: torch.Tensor | None = None
+    F_teacher: torch.Tensor | None = None
+    G_teacher: torch.Tensor | None = None
+    held_out: tuple | None = None
+
+
+@dataclass
+class TrainingRecord:
+    """What happened: curves per step (validation per look), and how the training ended."""
+
+    curves: dict = field(default_factory=lambda: {"loss": [], "siglip": [], "divergence": []})
+    n_iter: int = 0
+    best_iter: int | None = None
+    ended: str = "completed"  # or "stopped early", "interrupted", "diverged"
+
+
+def train_heads(
+    head_x,
+    head_y,
+    views,
+    *,
+    alpha: float,
+    divergence: Callable | None,
+    batch_size: int,
+    batch_size_unpaired: tuple[int, int],
+    optimizer: type,
+    learning_rate: float,
+    weight_decay: float,
+    warmup: float,
+    max_iter: int,
+    n_iter_no_change: int,
+    validation_interval: int,
+    seed: int,
+    report: Callable,
+) -> TrainingRecord:
+    r"""Minimise ``SigLIP(pairs) + alpha * divergence(unpaired batch)`` over both heads, in place.
+
+    ``divergence(F, G, F_teacher, G_teacher)`` takes unit rows and returns a scalar. ``report(record)`` is called after
+    every step. Whatever ends the training, the heads are left in their best state: the best on held-out pairs if there are
+    any, else the last complete step.
+    """
+    device = views.A.device
+    log_scale = torch.nn.Parameter(torch.tensor(math.log(20.0), device=device))
+    bias = torch.nn.Parameter(torch.tensor(-10.0, device=device))
+    parameters = [*head_x.parameters(), *head_y.parameters(), log_scale, bias]
+    stepper = optimizer(parameters, lr=learning_rate, weight_decay=weight_decay)
+    schedule = _warm_cosine(stepper, warmup, max_iter)
+    generator = torch.Generator().manual_seed(seed)
+    draw_pairs = _Sampler(len(views.A), batch_size, generator, device)
+    if alpha > 0:
+        draw_x = _Sampler(len(views.X), batch_size_unpaired[0], generator, device)
+        draw_y = _Sampler(len(views.Y), batch_size_unpaired[1], generator, device)
+
+    record = TrainingRecord()
+    if views.held_out is not None:
+        record.curves["validation"] = []
+    kept = _snapshot(head_x, head_y)
+    best_recall, best = -math.inf, None
+    try:
+        while record.n_iter < max_iter:
+            rows = draw_pairs()
+            K = unit_rows(head_x(views.A[rows])) @ unit_rows(head_y(views.B[rows])).T  # (n, n)
+            supervised = siglip(K, _matches(views.pairs[rows]), log_scale.exp(), bias)
+            regulariser = torch.zeros((), device=device)
+            if alpha > 0:
+                i, j = draw_x(), draw_y()
+                F, G = unit_rows(head_x(views.X[i])), unit_rows(head_y(views.Y[j]))
+                regulariser = divergence(F, G, views.F_teacher[i], views.G_teacher[j])
+            loss = supervised + alpha * regulariser
+            stepper.zero_grad()
+            loss.backward()
+            stepper.step()
+            schedule.step()
+            # Lion steps by signs, which hide a NaN, so the weights alone would not tell
+            if not _all_finite(loss, *parameters, *(p.grad for p in parameters if p.grad is not None)):
+                record.ended = "diverged"
+                break
+            kept = _snapshot(head_x, head_y)
+            record.n_iter += 1
+            for name, value in (("loss", loss), ("siglip", supervised), ("divergence", regulariser)):
+                record.curves[name].append(float(value.detach()))
+            if views.held_out is not None and _time_to_look(record.n_iter, validation_interval, max_iter):
+                recall = _held_out_recall(head_x, head_y, views.held_out)
+                record.curves["validation"].append(recall)
+                if recall > best_recall:
+                    best_recall, best, record.best_iter = recall, kept, record.n_iter
+                elif record.n_iter - record.best_iter >= n_iter_no_change:
+                    record.ended = "stopped early"
+            report(record)
+            if record.ended == "stopped early":
+                break
+    except KeyboardInterrupt:
+        record.ended = "interrupted"
+    for head, state in zip((head_x, head_y), best or kept, strict=True):
+        head.load_state_dict(state)
+    return record
+
+
+def unit_rows(Z):
+    """Rows at unit length; zero rows stay zero."""
+    return normalize(Z, dim=1)
+
+
+def embed(head, Z, batch_size=65_536):
+    """Unit rows of a head's output, in batches, without gradients and in evaluation mode."""
+    head.eval()
+    with torch.no_grad():
+        return torch.cat([unit_rows(head(batch)) for batch in Z.split(batch_size)])
+
+
+class _Sampler:
+    """Draws batches of row numbers without replacement, epoch after epoch; a batch as large as the pool is all of it."""
+
+    def __init__(self, n_rows, batch_size, generator, device):
+        self.n_rows, self.batch_size = n_rows, min(batch_size, n_rows)
+        self.generator, self.device = generator, device
+        self.order = torch.empty(0, dtype=torch.long)
+
+    def __call__(self):
+        if self.batch_size == self.n_rows:
+            return slice(None)
+        if len(self.order) < self.batch_size:
+            self.order = torch.randperm(self.n_rows, generator=self.generator)
+        batch, self.order = self.order[: self.batch_size], self.order[self.batch_size :]
+        return batch.to(self.device)
+
+
+def _matches(pairs):
+    """Which row of one view is a known match of which row of the other, within a batch of pairs, (n, n)."""
+    same_x = pairs[:, 0, None] == pairs[:, 0]
+    same_y = pairs[:, 1, None] == pairs[:, 1]
+    return same_x | same_y
+
+
+def _warm_cosine(stepper, warmup, max_iter):
+    """Linear warm-up over a fraction of the steps, then a cosine down to 0."""
+    n_warm = min(math.ceil(warmup * max_iter), max_iter - 1)
+    cosine = CosineAnnealingLR(stepper, max(max_iter - n_warm, 1))
+    if n_warm == 0:
+        return cosine
+    return SequentialLR(stepper, [LinearLR(stepper, 1 / (n_warm + 1), 1.0, n_warm), cosine], [n_warm])
+
+
+def _all_finite(*tensors):
+    return bool(torch.stack([torch.isfinite(Z).all() for Z in tensors]).all())
+
+
+def _snapshot(*heads):
+    return [{name: tensor.detach().clone() for name, tensor in head.state_dict().items()} for head in heads]
+
+
+def _time_to_look(n_iter, interval, max_iter):
+    return n_iter % interval == 0 or n_iter == max_iter
+
+
+def _held_out_recall(head_x, head_y, held_out):
+    """Mean of the six recalls on held-out pairs."""
+    X, Y, pairs = held_out
+    F, G = embed(head_x, X), embed(head_y, Y)
+    head_x.train(), head_y.train()
+    return float(recalls(F.cpu().numpy(), G.cpu().numpy(), pairs).mean())

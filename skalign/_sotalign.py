@@ -1,0 +1,486 @@
+"""SOTAlign: `SOTAlignTransformer` is its second stage, `SOTAlign` both stages for raw embeddings. Thin over the core."""
+
+import warnings
+from numbers import Integral, Real
+
+import numpy as np
+from sklearn.base import _fit_context, clone
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+
+from ._base import BaseAligner
+from ._core.divergences import DIVERGENCES, Divergence
+from ._pairs import missing_rows
+from ._teachers import CCATeacher, ProcrustesTeacher
+from ._trained import ContrastiveTeacher, TrainedAligner
+
+_TEACHERS = {"cca": CCATeacher, "procrustes": ProcrustesTeacher, "contrastive": ContrastiveTeacher}
+_UNEVEN = 20  # ratio of the outer deciles of column deviations above which a view counts as features of mixed units
+_SHARED = (  # settings that SOTAlign hands on to its second stage as they are
+    "divergence",
+    "epsilon",
+    "epsilon_teacher",
+    "n_components",
+    "head",
+    "learning_rate",
+    "max_iter",
+    "batch_size_unpaired",
+    "early_stopping",
+    "device",
+    "random_state",
+    "verbose",
+)
+
+
+class SOTAlignTransformer(TrainedAligner):
+    r"""Heads trained on few pairs and many unpaired rows, held to a teacher by optimal transport.
+
+    With heads f, g, pairs (A, B) and unpaired batches X, Y, it minimises [1]_ (eq. 5)
+
+    .. math:: \mathrm{SigLIP}\big(f(A), g(B)\big)
+        + \alpha\, \mathrm{KL}\big(\mathrm{OT}_{\varepsilon^*}(K^*) \,\|\, \mathrm{OT}_{\varepsilon}(K)\big),
+
+    where K and K* are the cosines of the unpaired batch in the heads' space and in the teacher's. SigLIP is the sum over
+    all couples divided by the number of pairs, and both plans have mass 1, so `alpha` does not depend on the number of
+    pairs: the paper's 1e-4 at 10,000 pairs is ``alpha=1`` here.
+
+    Parameters
+    ----------
+    teacher : estimator, default=None
+        Aligner with ``fit(X, Y, paired_idx)``, ``transform`` and ``transform_y``; cloned and fitted on the pairs. A
+        :class:`sklearn.frozen.FrozenEstimator` is used as it is. None is :class:`CCATeacher`.
+    alpha : float, default=10
+        Weight of the divergence, at least 0. 0 leaves the teacher and the unpaired rows out: supervised SAIL.
+    divergence : {"klot", "info_nce", "cka"}, default="klot"
+        KL between transport plans (the formula above); row- and column-wise KL between softmaxes (eq. 10); or one minus
+        the centred kernel alignment (eq. 9), which has no epsilon.
+    epsilon, epsilon_teacher : float, default=0.1 and 0.02
+        Entropic temperatures of the student's and of the teacher's plan, positive, in units of cosine. The paper has
+        0.05 and 0.01.
+    sinkhorn_tol, sinkhorn_tol_teacher : float, default=1e-3
+        L1 marginal error at which the student's and the teacher's plan are accepted.
+    sinkhorn_max_iter : int, default=1000
+        Cap on the iterations of each plan; plans that miss their tolerance are reported in a `ConvergenceWarning`.
+    batch_size_unpaired : int or pair of int, default=1024
+        Rows per step from the unpaired rows of X and of Y. A view without unpaired rows lends its paired ones.
+    n_components : int, default=None
+        Dimension of the shared space; None is ``min(d_x, d_y, 1024)``.
+    head : {"linear", "layernorm", "mlp"} or callable, default="linear"
+        Map of each view: linear; LayerNorm, then linear; Linear-GELU-Linear; or a factory ``head(d_in, d_out)`` that
+        returns a `torch.nn.Module`.
+    init : {"auto", "teacher", "random"}, default="auto"
+        Where the heads start: at the teacher's maps, or at random weights (as in the paper). "auto" is "teacher" if
+        head and teacher are linear and take rows scaled alike, else "random".
+    normalize : bool, default=True
+        Scale each row to unit length first, here and in `transform`.
+    center : {"pairs", "all"}, default="pairs"
+        Rows whose mean is subtracted: the pairs, or every row given to `fit`.
+    optimizer : {"adamw", "lion"} or class, default="adamw"
+        A class is called as ``optimizer(params, lr=..., weight_decay=...)``. The paper has Lion, 1e-4, 1e-5.
+    learning_rate : float, default=1e-3
+        Highest learning rate, after warm-up.
+    weight_decay : float, default=1e-5
+        Decoupled weight decay.
+    warmup : float, default=0.1
+        Fraction of the steps with rising learning rate; a cosine down to 0 follows.
+    max_iter : int, default=300
+        Training steps.
+    batch_size : int, default=10_000
+        Pairs per step; all of them if there are fewer.
+    early_stopping : bool, default=False
+        Hold pairs out, look at their mean recall every 10 steps, stop after `n_iter_no_change` steps without a better
+        one, and keep the best state.
+    validation_fraction : float, default=0.1
+        Share of the pairs held out if `early_stopping`. Pairs that share a row stay together.
+    n_iter_no_change : int, default=100
+        Patience of `early_stopping`, in steps.
+    device : str or torch.device, default="auto"
+        "auto" is CUDA if it is there, else the CPU. Fitted attributes are NumPy arrays wherever it ran.
+    random_state : int, RandomState instance or None, default=None
+        Draws weights, batches and held-out pairs. The global random states of NumPy and torch are left alone.
+    verbose : bool or int, default=0
+        Show a progress bar with loss, validation recall and time left (needs tqdm).
+
+    Attributes
+    ----------
+    teacher_ : estimator or None
+        Fitted teacher; None if ``alpha=0``.
+    x_head_, y_head_ : dict of str to ndarray
+        Weights of the heads; also `x_coef_`, `x_intercept_`, `y_coef_`, `y_intercept_` if they are linear.
+    x_mean_, y_mean_ : ndarray of shape (d_x,) and (d_y,)
+        Means subtracted after scaling.
+    loss_curve_ : dict of str to list of float
+        "loss", "siglip" and "divergence" of each step; "validation", the mean of the six recalls on held-out pairs every
+        10 steps, with `early_stopping`.
+    sinkhorn_error_ : dict of str to float
+        Worst L1 marginal error of the "student" and of the "teacher" plans met in training.
+    n_iter_ : int
+        Steps taken.
+    best_iter_ : int or None
+        Step whose state was kept, with `early_stopping`.
+    n_components_, n_pairs_, n_features_in_, n_features_in_y_ : int
+        Sizes.
+
+    Warns
+    -----
+    ConvergenceWarning
+        If plans missed their tolerance, a step made the weights infinite, or `fit` was interrupted by Ctrl-C. The
+        estimator is fitted all the same, with the best state so far.
+
+    References
+    ----------
+    .. [1] SOTAlign, arXiv 2602.23353. The gradient is Theorem C.4.
+
+    Examples
+    --------
+    >>> from skalign import ProcrustesTeacher, SOTAlignTransformer
+    >>> from skalign.datasets import make_two_views
+    >>> data = make_two_views(random_state=0)
+    >>> aligner = SOTAlignTransformer(ProcrustesTeacher(), max_iter=50, random_state=0)
+    >>> F = aligner.fit_transform(data.X, data.Y, paired_idx=data.paired_idx)
+    >>> F.shape
+    (300, 20)
+    """
+
+    _parameter_constraints: dict = {
+        **TrainedAligner._parameter_constraints,
+        "teacher": [HasMethods(["fit", "transform", "transform_y"]), None],
+        "alpha": [Interval(Real, 0, None, closed="left")],
+        "init": [StrOptions({"auto", "teacher", "random"})],
+        "divergence": [StrOptions(set(DIVERGENCES))],
+        "epsilon": [Interval(Real, 0, None, closed="neither")],
+        "epsilon_teacher": [Interval(Real, 0, None, closed="neither")],
+        "sinkhorn_tol": [Interval(Real, 0, None, closed="neither")],
+        "sinkhorn_tol_teacher": [Interval(Real, 0, None, closed="neither")],
+        "sinkhorn_max_iter": [Interval(Integral, 1, None, closed="left")],
+        "batch_size_unpaired": [Interval(Integral, 1, None, closed="left"), "array-like"],
+    }
+
+    def __init__(
+        self,
+        teacher=None,
+        *,
+        alpha=10.0,
+        divergence="klot",
+        epsilon=0.1,
+        epsilon_teacher=0.02,
+        sinkhorn_tol=1e-3,
+        sinkhorn_tol_teacher=1e-3,
+        sinkhorn_max_iter=1000,
+        batch_size_unpaired=1024,
+        n_components=None,
+        head="linear",
+        init="auto",
+        normalize=True,
+        center="pairs",
+        optimizer="adamw",
+        learning_rate=1e-3,
+        weight_decay=1e-5,
+        warmup=0.1,
+        max_iter=300,
+        batch_size=10_000,
+        early_stopping=False,
+        validation_fraction=0.1,
+        n_iter_no_change=100,
+        device="auto",
+        random_state=None,
+        verbose=0,
+    ):
+        self.teacher = teacher
+        self.alpha = alpha
+        self.divergence = divergence
+        self.epsilon = epsilon
+        self.epsilon_teacher = epsilon_teacher
+        self.sinkhorn_tol = sinkhorn_tol
+        self.sinkhorn_tol_teacher = sinkhorn_tol_teacher
+        self.sinkhorn_max_iter = sinkhorn_max_iter
+        self.batch_size_unpaired = batch_size_unpaired
+        self.n_components = n_components
+        self.head = head
+        self.init = init
+        self.normalize = normalize
+        self.center = center
+        self.optimizer = optimizer
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.warmup = warmup
+        self.max_iter = max_iter
+        self.batch_size = batch_size
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.n_iter_no_change = n_iter_no_change
+        self.device = device
+        self.random_state = random_state
+        self.verbose = verbose
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X, Y, paired_idx=None, *, X_unpaired=None, Y_unpaired=None):
+        """Fit the teacher on the pairs, then train the heads on pairs and unpaired rows.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_x, d_x)
+            First view. A row that is NaN throughout is a missing sample.
+        Y : array-like of shape (n_y, d_y)
+            Second view.
+        paired_idx : None, bool (n,), int (p,) or int (p, 2), default=None
+            Which rows belong together. None: row i of X and row i of Y, except missing ones. A boolean mask is the
+            form that is safe inside cross-validation. The rows in no pair are unpaired.
+        X_unpaired, Y_unpaired : array-like of shape (q_x, d_x) and (q_y, d_y), default=None
+            Further rows without a partner, of any number.
+
+        Returns
+        -------
+        self : object
+
+        Raises
+        ------
+        ValueError
+            If a view is not finite, the pairs are not legal, or the device is not there.
+        """
+        views = self._judge(X, Y, paired_idx, X_unpaired, Y_unpaired)
+        self.teacher_ = None
+
+        def fit_teacher(pairs):
+            teacher = CCATeacher() if self.teacher is None else clone(self.teacher)
+            pools = {"X_unpaired": views.X_pool, "Y_unpaired": views.Y_pool}
+            self.teacher_ = teacher.fit(views.X, views.Y, pairs, **pools)
+            return self.teacher_
+
+        divergence = Divergence(
+            self.divergence,
+            self.epsilon,
+            self.epsilon_teacher,
+            tol=self.sinkhorn_tol,
+            tol_teacher=self.sinkhorn_tol_teacher,
+            max_iter=self.sinkhorn_max_iter,
+        )
+        self._train(
+            views,
+            teacher=fit_teacher,
+            divergence=divergence,
+            alpha=self.alpha,
+            batch_size_unpaired=_two(self.batch_size_unpaired),
+        )
+        self.sinkhorn_error_ = divergence.worst_error
+        self._warn_of_plans(divergence)
+        return self
+
+    def _warn_of_plans(self, divergence):
+        for who, epsilon, knob in (
+            ("student", f"epsilon={self.epsilon}", "sinkhorn_tol"),
+            ("teacher", f"epsilon_teacher={self.epsilon_teacher}", "sinkhorn_tol_teacher"),
+        ):
+            missed = divergence.n_unconverged[who]
+            if missed:
+                warnings.warn(
+                    f"{missed} of {self.n_iter_} plans of the {who} ({epsilon}) missed their tolerance; the worst L1 "
+                    f"marginal error is {divergence.worst_error[who]:.1e}. Raise `sinkhorn_max_iter`, `{knob}` or the "
+                    "epsilon.",
+                    ConvergenceWarning,
+                    stacklevel=3,
+                )
+
+
+class SOTAlign(BaseAligner):
+    r"""Align two raw embedding spaces from few pairs and many unpaired rows, without tuning.
+
+    Each view is preprocessed, a linear teacher is fitted on the pairs, and linear heads are trained to agree with the
+    pairs (SigLIP) and with the teacher's transport plan on unpaired batches (KLOT), see :class:`SOTAlignTransformer`.
+    Settings that are "auto" follow the data.
+
+    Parameters
+    ----------
+    teacher : {"auto", "cca", "procrustes", "contrastive"} or estimator, default="auto"
+        Teacher by name or instance, see :class:`SOTAlignTransformer`. "auto" is "cca" with a cross-validated ridge.
+    x_transformer, y_transformer : "auto", None or transformer, default="auto"
+        Preprocessing of each view, cloned and fitted on all its rows. "auto" standardises the columns of a view whose
+        standard deviations differ more than 20-fold between the lowest and the highest tenth (hand-made features of
+        mixed units), and leaves embeddings alone. Rows are scaled to unit length and centred afterwards in any case.
+    alpha : float or "auto", default="auto"
+        Weight of the divergence. "auto" is 10.
+    divergence : {"klot", "info_nce", "cka"}, default="klot"
+        Divergence on unpaired batches.
+    epsilon, epsilon_teacher : float, default=0.1 and 0.02
+        Entropic temperatures of the student's and of the teacher's plan.
+    n_components : int, default=None
+        Dimension of the shared space; None is ``min(d_x, d_y, 1024)`` after preprocessing.
+    head : {"linear", "layernorm", "mlp"} or callable, default="linear"
+        Map of each view.
+    learning_rate : float, default=1e-3
+        Highest learning rate.
+    max_iter : int, default=300
+        Training steps.
+    batch_size_unpaired : int or pair of int, default=1024
+        Rows per step from the unpaired rows of X and of Y.
+    early_stopping : bool, default=False
+        Hold 10 % of the pairs out, stop when their recall no longer rises, keep the best state.
+    device : str or torch.device, default="auto"
+        "auto" is CUDA if it is there, else the CPU.
+    random_state : int, RandomState instance or None, default=None
+        Draws weights, batches and held-out pairs.
+    verbose : bool or int, default=0
+        Show a progress bar with loss, validation recall and time left (needs tqdm).
+
+    Attributes
+    ----------
+    aligner_ : SOTAlignTransformer
+        Fitted second stage, on the preprocessed views.
+    teacher_ : estimator or None
+        Fitted teacher, on the preprocessed views; None if ``alpha=0``.
+    x_transformer_, y_transformer_ : transformer or None
+        Fitted preprocessing.
+    loss_curve_, n_iter_, sinkhorn_error_ :
+        As in :class:`SOTAlignTransformer`.
+    n_components_, n_pairs_, n_features_in_, n_features_in_y_ : int
+        Sizes.
+
+    Warns
+    -----
+    ConvergenceWarning
+        If plans missed their tolerance, a step made the weights infinite, or `fit` was interrupted by Ctrl-C. The
+        estimator is fitted all the same, with the best state so far.
+
+    References
+    ----------
+    .. [1] SOTAlign, arXiv 2602.23353.
+
+    Examples
+    --------
+    >>> from skalign import SOTAlign
+    >>> from skalign.datasets import make_two_views
+    >>> data = make_two_views(random_state=0)
+    >>> aligner = SOTAlign(max_iter=50, random_state=0).fit(data.X, data.Y, data.paired_idx)
+    >>> aligner.score(data.X_test, data.Y_test, paired_idx=data.test_idx) > 0.5
+    True
+    """
+
+    _parameter_constraints: dict = {
+        **{name: SOTAlignTransformer._parameter_constraints[name] for name in _SHARED},
+        "teacher": [StrOptions({"auto", *_TEACHERS}), HasMethods(["fit", "transform", "transform_y"])],
+        "x_transformer": [StrOptions({"auto"}), HasMethods(["fit", "transform"]), None],
+        "y_transformer": [StrOptions({"auto"}), HasMethods(["fit", "transform"]), None],
+        "alpha": [Interval(Real, 0, None, closed="left"), StrOptions({"auto"})],
+    }
+
+    def __init__(
+        self,
+        teacher="auto",
+        *,
+        x_transformer="auto",
+        y_transformer="auto",
+        alpha="auto",
+        divergence="klot",
+        epsilon=0.1,
+        epsilon_teacher=0.02,
+        n_components=None,
+        head="linear",
+        learning_rate=1e-3,
+        max_iter=300,
+        batch_size_unpaired=1024,
+        early_stopping=False,
+        device="auto",
+        random_state=None,
+        verbose=0,
+    ):
+        self.teacher = teacher
+        self.x_transformer = x_transformer
+        self.y_transformer = y_transformer
+        self.alpha = alpha
+        self.divergence = divergence
+        self.epsilon = epsilon
+        self.epsilon_teacher = epsilon_teacher
+        self.n_components = n_components
+        self.head = head
+        self.learning_rate = learning_rate
+        self.max_iter = max_iter
+        self.batch_size_unpaired = batch_size_unpaired
+        self.early_stopping = early_stopping
+        self.device = device
+        self.random_state = random_state
+        self.verbose = verbose
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X, Y, paired_idx=None, *, X_unpaired=None, Y_unpaired=None):
+        """Preprocess both views, fit the teacher on the pairs, train the heads on pairs and unpaired rows.
+
+        Parameters
+        ----------
+        X, Y, paired_idx, X_unpaired, Y_unpaired
+            As in :meth:`SOTAlignTransformer.fit`.
+
+        Returns
+        -------
+        self : object
+
+        Raises
+        ------
+        ValueError
+            If a view is not finite, the pairs are not legal, or the device is not there.
+        """
+        views = self._judge(X, Y, paired_idx, X_unpaired, Y_unpaired)
+        self.x_transformer_ = _fit_transformer(self.x_transformer, views.X_all)
+        self.y_transformer_ = _fit_transformer(self.y_transformer, views.Y_all)
+        settings = {name: getattr(self, name) for name in _SHARED}
+        self.aligner_ = SOTAlignTransformer(
+            teacher=self._teacher(), alpha=10.0 if self.alpha == "auto" else self.alpha, **settings
+        ).fit(
+            _apply(self.x_transformer_, views.X),
+            _apply(self.y_transformer_, views.Y),
+            views.pairs,
+            X_unpaired=None if views.X_pool is None else _apply(self.x_transformer_, views.X_pool),
+            Y_unpaired=None if views.Y_pool is None else _apply(self.y_transformer_, views.Y_pool),
+        )
+        for name in ("teacher_", "loss_curve_", "n_iter_", "sinkhorn_error_", "n_components_"):
+            setattr(self, name, getattr(self.aligner_, name))
+        return self
+
+    def _teacher(self):
+        """The teacher meant by its name; an instance is left for the second stage to clone."""
+        if not isinstance(self.teacher, str):
+            return self.teacher
+        if self.teacher == "contrastive":
+            return ContrastiveTeacher(device=self.device, random_state=self.random_state)
+        return {"auto": CCATeacher, **_TEACHERS}[self.teacher]()
+
+    def _embed_x(self, X):
+        return self.aligner_._embed_x(_apply(self.x_transformer_, X))
+
+    def _embed_y(self, Y):
+        return self.aligner_._embed_y(_apply(self.y_transformer_, Y))
+
+
+def _fit_transformer(transformer, rows):
+    """A fitted preprocessing step, or None to leave the view as it is."""
+    if transformer is None:
+        return None
+    if not isinstance(transformer, str):
+        return clone(transformer).fit(rows)
+    low, high = np.quantile(rows.std(axis=0, dtype=np.float64), [0.1, 0.9])
+    return StandardScaler().fit(rows) if high > _UNEVEN * low > 0 else None
+
+
+def _apply(transformer, rows):
+    """Preprocessed rows in the type they had; missing rows stay missing."""
+    if transformer is None:
+        return rows
+    missing = missing_rows(rows)
+    if not missing.any():
+        return transformer.transform(rows).astype(rows.dtype, copy=False)
+    present = transformer.transform(rows[~missing])
+    full = np.full((len(rows), present.shape[1]), np.nan, dtype=rows.dtype)
+    full[~missing] = present
+    return full
+
+
+def _two(sizes):
+    """One batch size for both views, or one each."""
+    if isinstance(sizes, Integral):
+        return int(sizes), int(sizes)
+    sizes = tuple(sizes)
+    if len(sizes) != 2 or not all(isinstance(size, Integral) and size >= 1 for size in sizes):
+        raise ValueError(
+            f"`batch_size_unpaired` must be an integer of at least 1, or two of them (for X, for Y), but it is {sizes}."
+        )
+    return int(sizes[0]), int(sizes[1])

@@ -1,0 +1,270 @@
+"""Closed-form linear teachers: Procrustes and ridge CCA. Thin estimators over `_core.linear`; torch is never loaded."""
+
+import warnings
+from numbers import Integral, Real
+
+import numpy as np
+from sklearn.base import _fit_context
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import Interval, StrOptions
+
+from ._base import BaseAligner
+from ._core.linear import procrustes, ridge_cca, rounding_noise, thin_view
+from ._core.rows import normalize_rows
+from ._core.selection import cross_validated_ridge
+from ._pairs import group_pairs
+
+_RIDGES = 10.0 ** np.arange(-2, 4.5, 0.5)  # multiples of a view's mean eigenvalue; far above the usual grids on purpose
+
+_RANKINGS = 1000  # held-out pairs to rank at least: fewer pairs are dealt into folds more often, up to ten times
+
+
+class _LinearTeacher(BaseAligner):
+    """A closed-form teacher: centre the pairs, solve, keep two matrices."""
+
+    _parameter_constraints: dict = {
+        "n_components": [Interval(Integral, 1, None, closed="left"), None],
+        "normalize": ["boolean"],
+        "center": [StrOptions({"pairs", "all"})],
+    }
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X, Y, paired_idx=None, *, X_unpaired=None, Y_unpaired=None):
+        """Fit the maps on the pairs.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_x, d_x)
+            First view. A row that is NaN throughout is a missing sample.
+        Y : array-like of shape (n_y, d_y)
+            Second view.
+        paired_idx : None, bool (n,), int (p,) or int (p, 2), default=None
+            Which rows belong together. None: row i of X and row i of Y, except missing ones. A boolean mask is the
+            form that is safe inside cross-validation.
+        X_unpaired, Y_unpaired : array-like of shape (q_x, d_x) and (q_y, d_y), default=None
+            Further rows without a partner. Together with the unpaired rows of X and Y they only move the means, and
+            only if ``center="all"``.
+
+        Returns
+        -------
+        self : object
+
+        Raises
+        ------
+        ValueError
+            If a view is not finite, the pairs are not legal, or more components are asked for than a view has columns.
+        """
+        views = self._judge(X, Y, paired_idx, X_unpaired, Y_unpaired)
+        limit = min(self.n_features_in_, self.n_features_in_y_)
+        if self.n_components is not None and self.n_components > limit:
+            raise ValueError(
+                f"`n_components` must not exceed the columns of the narrower view, {limit}, but it is "
+                f"{self.n_components}. Lower it, or pass None to keep every direction the pairs support."
+            )
+        self._fit_means(views)
+        A, B = self._thin_views(views)
+        if 0 in (A.s.size, B.s.size):
+            warnings.warn(
+                f"The {self.n_pairs_} paired rows of {'X' if A.s.size == 0 else 'Y'} do not vary after centring, so the "
+                "means are left in and one direction remains. Pass at least two distinct pairs.",
+                UserWarning,
+                stacklevel=3,
+            )
+            self.x_mean_, self.y_mean_ = np.zeros_like(self.x_mean_), np.zeros_like(self.y_mean_)
+            A, B = self._thin_views(views)
+        maps = self._solve(views, A, B)
+        self.x_coef_, self.y_coef_, self.singular_values_ = maps
+        self.n_components_ = len(maps.s)
+        if self.n_components_ == 0:
+            raise ValueError(
+                "The paired rows of X and Y share no direction: their cross-covariance is zero. "
+                "Expected pairs that vary together; check `paired_idx` and that no view is constant or zero."
+            )
+        if self.n_components is not None and self.n_components_ < self.n_components:
+            warnings.warn(
+                f"{self.n_pairs_} pairs support {self.n_components_} directions, fewer than n_components="
+                f"{self.n_components}; the others are left out. Lower `n_components` or add pairs.",
+                UserWarning,
+                stacklevel=3,
+            )
+        return self
+
+    def _thin_views(self, views):
+        """Thin SVDs of the prepared pairs, in float64, without the directions that are rounding."""
+        thin = []
+        for rows, mean in ((views.X_pairs, self.x_mean_), (views.Y_pairs, self.y_mean_)):
+            scaled = self._scaled(rows)
+            thin.append(thin_view(scaled.astype(np.float64) - mean, rounding_noise(scaled)))
+        return thin
+
+    def _embed_x(self, X):
+        return normalize_rows(self._prepared_x(X) @ self.x_coef_.astype(X.dtype))
+
+    def _embed_y(self, Y):
+        return normalize_rows(self._prepared_y(Y) @ self.y_coef_.astype(Y.dtype))
+
+
+class ProcrustesTeacher(_LinearTeacher):
+    r"""Two-sided orthogonal Procrustes between two views of any widths.
+
+    With the centred, normalised pairs A (p, d_x) and B (p, d_y),
+
+    .. math:: \max_{W_x, W_y} \langle A W_x, B W_y \rangle \quad \text{s.t.}\quad W_x^T W_x = W_y^T W_y = I_k,
+
+    solved by the singular vectors of :math:`A^T B` [1]_ (eq. 6, Prop. C.1). For ``d_x == d_y`` and ``k = d_x`` this is the
+    classical rotation: ``x_coef_ @ y_coef_.T`` turns rows of A into rows of B.
+
+    Parameters
+    ----------
+    n_components : int, default=None
+        Dimension k of the shared space, at most ``min(d_x, d_y)``. None keeps every direction the pairs support, at
+        most ``min(d_x, d_y, p - 1)``.
+    normalize : bool, default=True
+        Scale each row to unit length first, here and in `transform`.
+    center : {"pairs", "all"}, default="pairs"
+        Rows whose mean is subtracted: the pairs (as the paper's authors do), or every row given to `fit`.
+
+    Attributes
+    ----------
+    x_coef_, y_coef_ : ndarray of shape (d_x, k) and (d_y, k)
+        Orthonormal maps. The largest entry of each column of `x_coef_` is positive.
+    x_mean_, y_mean_ : ndarray of shape (d_x,) and (d_y,)
+        Means subtracted after scaling.
+    singular_values_ : ndarray of shape (k,)
+        Of :math:`A^T B`, descending.
+    n_components_ : int
+        Dimension k reached.
+    n_pairs_ : int
+        Number p of pairs used.
+    n_features_in_, n_features_in_y_ : int
+        Columns of X and of Y.
+
+    References
+    ----------
+    .. [1] SOTAlign, arXiv 2602.23353, section 3.3.
+
+    Examples
+    --------
+    >>> from skalign import ProcrustesTeacher
+    >>> from skalign.datasets import make_two_views
+    >>> data = make_two_views(random_state=0)
+    >>> teacher = ProcrustesTeacher(n_components=8).fit(data.X, data.Y, data.paired_idx)
+    >>> F, G = teacher.transform(data.X_test, data.Y_test)
+    >>> F.shape, G.shape
+    ((100, 8), (100, 8))
+    """
+
+    def __init__(self, n_components=None, *, normalize=True, center="pairs"):
+        self.n_components = n_components
+        self.normalize = normalize
+        self.center = center
+
+    def _solve(self, views, A, B):
+        return procrustes(A, B, self.n_components)
+
+
+class CCATeacher(_LinearTeacher):
+    r"""Ridge canonical correlation analysis in closed form.
+
+    With the centred, normalised pairs A (p, d_x) and B (p, d_y), :math:`S_{xx} = A^T A / (p - 1) + \lambda_x I`,
+    :math:`S_{yy}` likewise and :math:`S_{xy} = A^T B / (p - 1)`,
+
+    .. math:: S_{xx}^{-1/2} S_{xy} S_{yy}^{-1/2} = U \,\mathrm{diag}(\rho)\, V^T, \qquad
+        W_x = S_{xx}^{-1/2} U \,\mathrm{diag}(\rho)^{q}, \quad W_y = S_{yy}^{-1/2} V \,\mathrm{diag}(\rho)^{q}.
+
+    The paper [1]_ (eq. 7, Prop. C.2) has ``reg=0.1`` and ``power=0``.
+
+    Parameters
+    ----------
+    n_components : int, default=None
+        Dimension k of the shared space, at most ``min(d_x, d_y)``. None keeps every direction the pairs support, at
+        most ``min(d_x, d_y, p - 1)``.
+    reg : float or "auto", default="auto"
+        Ridge added to the eigenvalues of both covariances. "auto" takes a multiple of each view's mean eigenvalue,
+        chosen by cross-validation on the pairs among 0.01 to 10,000: with few pairs the best ridge is large.
+    power : float, default=0.5
+        Exponent q of the canonical correlations as weights of the directions, in each view. 0 weighs all alike.
+    normalize : bool, default=True
+        Scale each row to unit length first, here and in `transform`.
+    center : {"pairs", "all"}, default="pairs"
+        Rows whose mean is subtracted: the pairs (as the paper's authors do), or every row given to `fit`.
+    cv : int, default=5
+        Folds of ``reg="auto"``. Pairs that share a row stay in one fold; fewer than 500 pairs are dealt into folds
+        repeatedly, up to ten times.
+    random_state : int, RandomState instance or None, default=0
+        Draws the folds of ``reg="auto"``. The default makes `fit` repeatable.
+
+    Attributes
+    ----------
+    x_coef_, y_coef_ : ndarray of shape (d_x, k) and (d_y, k)
+        Maps. The largest entry of each column of `x_coef_` is positive.
+    x_mean_, y_mean_ : ndarray of shape (d_x,) and (d_y,)
+        Means subtracted after scaling.
+    singular_values_ : ndarray of shape (k,)
+        Canonical correlations (shrunk by the ridge), descending, between 0 and 1.
+    reg_ : tuple of two floats
+        Ridge used for X and for Y.
+    cv_results_ : dict of str to ndarray
+        Of ``reg="auto"``: "multiple" (candidates) and "mean_reciprocal_rank" (of held-out pairs, both directions).
+    n_components_ : int
+        Dimension k reached.
+    n_pairs_ : int
+        Number p of pairs used.
+    n_features_in_, n_features_in_y_ : int
+        Columns of X and of Y.
+
+    References
+    ----------
+    .. [1] SOTAlign, arXiv 2602.23353, section 3.3.
+
+    Examples
+    --------
+    >>> from skalign import CCATeacher
+    >>> from skalign.datasets import make_two_views
+    >>> data = make_two_views(random_state=0)
+    >>> teacher = CCATeacher(reg=0.1).fit(data.X, data.Y, data.paired_idx)
+    >>> teacher.score(data.X_test, data.Y_test, paired_idx=data.test_idx) > 0.5
+    True
+    """
+
+    _parameter_constraints: dict = {
+        **_LinearTeacher._parameter_constraints,
+        "reg": [Interval(Real, 0, None, closed="left"), StrOptions({"auto"})],
+        "power": [Interval(Real, 0, None, closed="left")],
+        "cv": [Interval(Integral, 2, None, closed="left")],
+        "random_state": ["random_state"],
+    }
+
+    def __init__(
+        self, n_components=None, *, reg="auto", power=0.5, normalize=True, center="pairs", cv=5, random_state=0
+    ):
+        self.n_components = n_components
+        self.reg = reg
+        self.power = power
+        self.normalize = normalize
+        self.center = center
+        self.cv = cv
+        self.random_state = random_state
+
+    def _solve(self, views, A, B):
+        vars(self).pop("cv_results_", None)  # of a former fit
+        self.reg_ = self._choose_reg(views, A, B) if self.reg == "auto" else (float(self.reg), float(self.reg))
+        return ridge_cca(A, B, self.reg_, self.n_components, self.power)
+
+    def _choose_reg(self, views, A, B):
+        """Ridge of both views, by cross-validation on the pairs; the middle of the grid where they cannot tell."""
+        scores = cross_validated_ridge(
+            self._scaled(views.X_pairs),
+            self._scaled(views.Y_pairs),
+            views.pairs,
+            group_pairs(views.pairs),
+            _RIDGES,
+            n_components=self.n_components,
+            power=self.power,
+            n_folds=self.cv,
+            n_repeats=int(np.clip(_RANKINGS / len(views.pairs), 1, 10)),
+            rng=check_random_state(self.random_state),
+        )
+        self.cv_results_ = {"multiple": _RIDGES.copy(), "mean_reciprocal_rank": scores}
+        best = _RIDGES[np.argmax(scores)] if np.ptp(scores) > 0 else _RIDGES[len(_RIDGES) // 2]
+        return best * A.mean_eigenvalue, best * B.mean_eigenvalue

@@ -1,0 +1,345 @@
+"""Aligners whose heads are trained: what they share, and the contrastive teacher. Knows torch through the core."""
+
+import contextlib
+import warnings
+from numbers import Integral, Real
+
+import numpy as np
+import torch
+from sklearn.base import _fit_context
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import Interval, Options, StrOptions
+
+from ._arrays import resolve_device, to_tensor
+from ._base import BaseAligner
+from ._core.heads import HEADS, build_head, start_from
+from ._core.rows import normalize_rows
+from ._core.training import OPTIMIZERS, TrainingViews, embed, train_heads
+from ._pairs import group_pairs
+
+_MAX_DIMENSION = 1024  # of the shared space by default, as in the paper
+_LOOK_EVERY = 10  # steps between two looks at the held-out pairs
+
+
+class TrainedAligner(BaseAligner):
+    """Base class of aligners with trained heads; a subclass's `fit` calls `_train`."""
+
+    _parameter_constraints: dict = {
+        "n_components": [Interval(Integral, 1, None, closed="left"), None],
+        "head": [StrOptions(set(HEADS)), callable],
+        "normalize": ["boolean"],
+        "center": [StrOptions({"pairs", "all"})],
+        "optimizer": [StrOptions(set(OPTIMIZERS)), Options(type, {torch.optim.Optimizer}), callable],
+        "learning_rate": [Interval(Real, 0, None, closed="neither")],
+        "weight_decay": [Interval(Real, 0, None, closed="left")],
+        "warmup": [Interval(Real, 0, 1, closed="left")],
+        "max_iter": [Interval(Integral, 1, None, closed="left")],
+        "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "early_stopping": ["boolean"],
+        "device": "no_validation",  # resolve_device judges it
+        "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
+        "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
+        "random_state": ["random_state"],
+        "verbose": ["verbose"],
+    }
+
+    def _split(self, views, rng):
+        """Pairs to train on and pairs held out (None without early stopping); pairs that share a row stay together."""
+        seed = rng.randint(2**31 - 1)
+        if not self.early_stopping:
+            return views.pairs, None
+        groups = group_pairs(views.pairs)
+        n_groups = groups.max() + 1
+        if n_groups < 2:
+            raise ValueError(
+                "`early_stopping` holds pairs out and needs two that share no row, but there is one such group among "
+                f"the {len(views.pairs)} pairs. Set early_stopping=False or add pairs."
+            )
+        n_held = min(max(round(self.validation_fraction * n_groups), 1), n_groups - 1)
+        held = np.random.RandomState(seed).permutation(n_groups)[:n_held]
+        is_held = np.isin(groups, held)
+        return views.pairs[~is_held], views.pairs[is_held]
+
+    def _train(self, views, *, teacher=None, divergence=None, alpha=0.0, batch_size_unpaired=(0, 0)):
+        """Train both heads and store them as NumPy arrays.
+
+        ``teacher(pairs)`` fits the teacher on the training pairs and returns it; it is called only if alpha > 0.
+        """
+        device = resolve_device(self.device)
+        rng = check_random_state(self.random_state)
+        pairs, held_out = self._split(views, rng)
+        seed_x, seed_y, seed_batches = rng.randint(2**31 - 1, size=3).tolist()
+        self._fit_means(views)
+        self.n_components_ = self.n_components or min(self.n_features_in_, self.n_features_in_y_, _MAX_DIMENSION)
+        self.head_ = self.head
+        head_x = build_head(self.head_, self.n_features_in_, self.n_components_, seed_x)
+        head_y = build_head(self.head_, self.n_features_in_y_, self.n_components_, seed_y)
+
+        def tensor_x(rows):
+            return to_tensor(self._prepared_x(rows), device, torch.float32)
+
+        def tensor_y(rows):
+            return to_tensor(self._prepared_y(rows), device, torch.float32)
+
+        unpaired = {}
+        if alpha > 0:
+            fitted = teacher(pairs)
+            if self._starts_from(fitted):
+                k = min(fitted.n_components_, self.n_components_)
+                for head, view in ((head_x, "x"), (head_y, "y")):
+                    coef = getattr(fitted, f"{view}_coef_")[:, :k]
+                    moved = getattr(self, f"{view}_mean_") - getattr(fitted, f"{view}_mean_")
+                    start_from(head, coef, moved @ coef + getattr(fitted, f"{view}_intercept_", np.zeros(k))[:k])
+            # a view without unpaired rows lends its paired ones, so that the other view's still count
+            X = views.X_unpaired if len(views.X_unpaired) else views.X[np.unique(pairs[:, 0])]
+            Y = views.Y_unpaired if len(views.Y_unpaired) else views.Y[np.unique(pairs[:, 1])]
+            unpaired = {
+                "X": tensor_x(X),
+                "Y": tensor_y(Y),
+                "F_teacher": to_tensor(normalize_rows(fitted.transform(X)), device, torch.float32),
+                "G_teacher": to_tensor(normalize_rows(fitted.transform_y(Y)), device, torch.float32),
+            }
+        head_x, head_y = head_x.to(device), head_y.to(device)
+        data = TrainingViews(
+            A=tensor_x(views.X[pairs[:, 0]]),
+            B=tensor_y(views.Y[pairs[:, 1]]),
+            pairs=torch.as_tensor(pairs, device=device),
+            held_out=None if held_out is None else _held_out(views, held_out, tensor_x, tensor_y),
+            **unpaired,
+        )
+        optimizer = (
+            OPTIMIZERS.get(self.optimizer, self.optimizer) if isinstance(self.optimizer, str) else self.optimizer
+        )
+        with _progress(self.verbose, type(self).__name__, self.max_iter) as report:
+            record = train_heads(
+                head_x,
+                head_y,
+                data,
+                alpha=alpha,
+                divergence=divergence,
+                batch_size=self.batch_size,
+                batch_size_unpaired=batch_size_unpaired,
+                optimizer=optimizer,
+                learning_rate=self.learning_rate,
+                weight_decay=self.weight_decay,
+                warmup=self.warmup,
+                max_iter=self.max_iter,
+                n_iter_no_change=self.n_iter_no_change,
+                validation_interval=_LOOK_EVERY,
+                seed=seed_batches,
+                report=report,
+            )
+        self.x_head_, self.y_head_ = _to_arrays(head_x), _to_arrays(head_y)
+        self.loss_curve_, self.n_iter_ = record.curves, record.n_iter
+        self.best_iter_ = record.best_iter
+        _warn_of_ending(record, self.max_iter)
+
+    def _starts_from(self, teacher):
+        """Whether the heads can start as the teacher: both linear, on rows scaled alike."""
+        if self.init == "random":
+            return False
+        possible = self.head_ == "linear" and hasattr(teacher, "x_coef_") and teacher.normalize == self.normalize
+        if self.init == "teacher" and not possible:
+            raise ValueError(
+                "init='teacher' needs linear heads and a linear teacher with the same `normalize`, but the head is "
+                f"{self.head_!r} and the teacher {type(teacher).__name__}. Use init='auto' or 'random'."
+            )
+        return possible
+
+    def _embed_x(self, X):
+        return self._embed(self.x_head_, self._prepared_x(X))
+
+    def _embed_y(self, Y):
+        return self._embed(self.y_head_, self._prepared_y(Y))
+
+    def _embed(self, state, prepared):
+        device = resolve_device(self.device)
+        head = build_head(self.head_, prepared.shape[1], self.n_components_, seed=0)
+        head.load_state_dict({name: torch.as_tensor(np.array(array)) for name, array in state.items()})
+        rows = to_tensor(prepared, device, torch.float32 if device.type == "mps" else None)
+        return embed(head.to(device=device, dtype=rows.dtype), rows).cpu().numpy().astype(prepared.dtype, copy=False)
+
+    @property
+    def x_coef_(self):
+        """Weights of a linear head of X, shape (d_x, n_components_): ``z = (x - x_mean_) @ x_coef_ + x_intercept_``."""
+        return self._linear("x_head_", "weight").T
+
+    @property
+    def y_coef_(self):
+        """Weights of a linear head of Y, shape (d_y, n_components_)."""
+        return self._linear("y_head_", "weight").T
+
+    @property
+    def x_intercept_(self):
+        """Bias of a linear head of X, shape (n_components_,)."""
+        return self._linear("x_head_", "bias")
+
+    @property
+    def y_intercept_(self):
+        """Bias of a linear head of Y, shape (n_components_,)."""
+        return self._linear("y_head_", "bias")
+
+    def _linear(self, attribute, name):
+        if getattr(self, "head_", None) != "linear":
+            raise AttributeError(
+                f"Only a fitted linear head has coefficients; `{attribute}` holds the weights of others."
+            )
+        return getattr(self, attribute)[name]
+
+
+class ContrastiveTeacher(TrainedAligner):
+    r"""Linear heads trained with the SigLIP loss on the pairs (supervised SAIL with linear heads).
+
+    With unit rows F, G of the heads' outputs and :math:`z_{ij} = 1` for a known match, -1 otherwise,
+
+    .. math:: \min -\frac{1}{n} \sum_{ij} \log \sigma\big(z_{ij} (s\, F_i \cdot G_j + b)\big),
+
+    with learned scale s (from 20) and bias b (from -10) [1]_ (section 6), [2]_.
+
+    Parameters
+    ----------
+    n_components : int, default=None
+        Dimension of the shared space; None is ``min(d_x, d_y, 1024)``.
+    head : {"linear", "layernorm", "mlp"} or callable, default="linear"
+        See :class:`SOTAlignTransformer`.
+    normalize, center : see :class:`SOTAlignTransformer`
+    optimizer, learning_rate, weight_decay, warmup, max_iter, batch_size : see :class:`SOTAlignTransformer`
+    early_stopping, validation_fraction, n_iter_no_change : see :class:`SOTAlignTransformer`
+    device, random_state, verbose : see :class:`SOTAlignTransformer`
+
+    Attributes
+    ----------
+    x_head_, y_head_ : dict of str to ndarray
+        Weights of the heads; `x_coef_`, `x_intercept_`, `y_coef_`, `y_intercept_` if they are linear.
+    loss_curve_ : dict of str to list of float
+        "loss" and "siglip" of each step (the same here); "validation" if pairs were held out.
+    n_iter_ : int
+        Steps taken.
+    n_components_, n_pairs_, n_features_in_, n_features_in_y_ : int
+        Sizes.
+
+    References
+    ----------
+    .. [1] SOTAlign, arXiv 2602.23353, eq. 8.
+    .. [2] Zhai et al., "Sigmoid Loss for Language Image Pre-Training", arXiv 2303.15343.
+
+    Examples
+    --------
+    >>> from skalign import ContrastiveTeacher
+    >>> from skalign.datasets import make_two_views
+    >>> data = make_two_views(random_state=0)
+    >>> teacher = ContrastiveTeacher(max_iter=50, random_state=0).fit(data.X, data.Y, data.paired_idx)
+    >>> teacher.transform(data.X_test).shape
+    (100, 20)
+    """
+
+    def __init__(
+        self,
+        n_components=None,
+        *,
+        head="linear",
+        normalize=True,
+        center="pairs",
+        optimizer="adamw",
+        learning_rate=1e-3,
+        weight_decay=1e-5,
+        warmup=0.1,
+        max_iter=300,
+        batch_size=10_000,
+        early_stopping=False,
+        validation_fraction=0.1,
+        n_iter_no_change=100,
+        device="auto",
+        random_state=None,
+        verbose=0,
+    ):
+        self.n_components = n_components
+        self.head = head
+        self.normalize = normalize
+        self.center = center
+        self.optimizer = optimizer
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.warmup = warmup
+        self.max_iter = max_iter
+        self.batch_size = batch_size
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.n_iter_no_change = n_iter_no_change
+        self.device = device
+        self.random_state = random_state
+        self.verbose = verbose
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X, Y, paired_idx=None, *, X_unpaired=None, Y_unpaired=None):
+        """Train the heads on the pairs.
+
+        Parameters
+        ----------
+        X, Y, paired_idx, X_unpaired, Y_unpaired
+            As in :meth:`SOTAlignTransformer.fit`; unpaired rows only move the means, and only if ``center="all"``.
+
+        Returns
+        -------
+        self : object
+
+        Raises
+        ------
+        ValueError
+            If a view is not finite, the pairs are not legal, or the device is not there.
+        """
+        self._train(self._judge(X, Y, paired_idx, X_unpaired, Y_unpaired))
+        return self
+
+
+def _held_out(views, held_out, tensor_x, tensor_y):
+    """Each held-out row once, as tensors, and the pairs as positions among them."""
+    x_rows, x_of = np.unique(held_out[:, 0], return_inverse=True)
+    y_rows, y_of = np.unique(held_out[:, 1], return_inverse=True)
+    return tensor_x(views.X[x_rows]), tensor_y(views.Y[y_rows]), np.column_stack([x_of, y_of])
+
+
+def _to_arrays(head):
+    return {name: tensor.detach().cpu().numpy().copy() for name, tensor in head.state_dict().items()}
+
+
+def _warn_of_ending(record, max_iter):
+    kept = f"the best state so far (step {record.best_iter or record.n_iter}) is kept and the estimator is fitted"
+    if record.ended == "interrupted":
+        warnings.warn(
+            f"`fit` was interrupted after {record.n_iter} of {max_iter} steps; {kept}.",
+            ConvergenceWarning,
+            stacklevel=4,
+        )
+    elif record.ended == "diverged":
+        warnings.warn(
+            f"A step made the weights infinite after {record.n_iter} of {max_iter} steps; {kept}. "
+            "Lower `learning_rate`, or check the views for extreme values.",
+            ConvergenceWarning,
+            stacklevel=4,
+        )
+
+
+@contextlib.contextmanager
+def _progress(verbose, name, max_iter):
+    """A function to call after every step: shows loss, validation recall and time left if verbose, else nothing."""
+    if not verbose:
+        yield lambda record: None
+        return
+    try:
+        from tqdm.auto import tqdm
+    except ImportError as error:
+        raise ImportError(
+            "verbose > 0 draws its progress bar with tqdm: pip install tqdm, or set verbose=0."
+        ) from error
+    with tqdm(total=max_iter, desc=name, unit="step") as bar:
+
+        def report(record):
+            shown = {"loss": f"{record.curves['loss'][-1]:.3f}"}
+            if record.curves.get("validation"):
+                shown["validation recall"] = f"{record.curves['validation'][-1]:.3f}"
+            bar.set_postfix(shown, refresh=False)
+            bar.update()
+
+        yield report

@@ -1,0 +1,215 @@
+"""The torch core as plain functions: Sinkhorn, KLOT and the losses it is compared with. Public face of `_core`."""
+
+from ._core.klot import klot as _klot
+from ._core.losses import cka as _cka
+from ._core.losses import info_nce as _info_nce
+from ._core.losses import siglip as _siglip
+from ._core.sinkhorn import SinkhornResult
+from ._core.sinkhorn import sinkhorn as _sinkhorn
+
+__all__ = ["SinkhornResult", "cka", "info_nce", "klot", "siglip", "sinkhorn"]
+
+
+def sinkhorn(K, epsilon, a=None, b=None, *, tol=1e-5, max_iter=1000):
+    r"""Entropic optimal transport of an affinity.
+
+    .. math:: \max_{P \ge 0} \langle P, K\rangle - \varepsilon \langle P, \log P\rangle
+        \quad\text{s.t.}\quad P \mathbf 1 = a,\; P^T \mathbf 1 = b
+
+    Solved in the log domain, so small epsilons neither overflow nor lose mass. Memory is one matrix of the size of K,
+    whatever the number of iterations; no gradient is recorded (for one, see :func:`klot`).
+
+    Parameters
+    ----------
+    K : Tensor of shape (n, m)
+        Affinity, finite; large means similar. For a cost C pass ``-C``. Half precision is lifted to float32.
+    epsilon : float
+        Entropic temperature, positive, in units of K.
+    a, b : Tensor of shape (n,) and (m,), default=None
+        Marginals, at least 0, of equal mass; None is uniform with mass 1.
+    tol : float, default=1e-5
+        L1 error of the column sums over the total mass at which to stop. Row sums are exact. In float32, errors
+        below about 1e-6 cannot be reached.
+    max_iter : int, default=1000
+        Cap on full iterations.
+
+    Returns
+    -------
+    result : SinkhornResult
+        With `f`, `g`, `n_iter`, `error`, `converged`, and `plan`, which is computed when read.
+
+    Raises
+    ------
+    ValueError
+        If K is not a finite matrix, epsilon is not positive, or the marginals do not fit.
+
+    References
+    ----------
+    .. [1] Cuturi, "Sinkhorn Distances", NeurIPS 2013.
+    .. [2] SOTAlign, arXiv 2602.23353, eq. 11.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skalign.losses import sinkhorn
+    >>> result = sinkhorn(torch.eye(3), epsilon=0.1)
+    >>> result.converged, result.plan.shape
+    (True, torch.Size([3, 3]))
+    """
+    return _sinkhorn(K, epsilon, a, b, tol=tol, max_iter=max_iter)
+
+
+def klot(K, K_teacher, epsilon=0.05, epsilon_teacher=0.01, a=None, b=None, *, tol=1e-4, max_iter=1000):
+    r"""KL divergence between the transport plans of two affinities, differentiable in the first.
+
+    .. math:: \mathrm{KL}\big(P^* \,\|\, P\big), \quad P^* = \mathrm{OT}_{\varepsilon^*}(K^*),\; P = \mathrm{OT}_{\varepsilon}(K),
+        \qquad \frac{\partial}{\partial K} = \frac{P - P^*}{\varepsilon}
+
+    The gradient is explicit ([1]_, Theorem C.4; Theorem 5.1 of the main text prints the teacher's epsilon), so no
+    iteration is backpropagated through and memory does not grow with their number. It is exact as the tolerance goes to
+    0; short of it, value and gradient are those of the generalised KL at the potentials reached. The student's plan is
+    given the marginals the teacher's plan has.
+
+    Parameters
+    ----------
+    K : Tensor of shape (n, m)
+        Student's affinity; receives the gradient.
+    K_teacher : Tensor of shape (n, m)
+        Teacher's affinity; receives none.
+    epsilon, epsilon_teacher : float, default=0.05 and 0.01
+        Entropic temperatures, positive.
+    a, b : Tensor of shape (n,) and (m,), default=None
+        Marginals shared by both plans; None is uniform with mass 1.
+    tol : float, default=1e-4
+        L1 marginal error at which either plan is accepted.
+    max_iter : int, default=1000
+        Cap on the iterations of either plan.
+
+    Returns
+    -------
+    value : Tensor of shape ()
+        At least 0 up to rounding; 0 iff the plans agree.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ or a transport problem is ill-posed, see :func:`sinkhorn`.
+
+    References
+    ----------
+    .. [1] SOTAlign, arXiv 2602.23353, eq. 12.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skalign.losses import klot
+    >>> K = torch.zeros(3, 3, requires_grad=True)
+    >>> value = klot(K, torch.eye(3))
+    >>> value.backward()
+    >>> bool((K.grad.diagonal() < 0).all())
+    True
+    """
+    return _klot(K, K_teacher, epsilon, epsilon_teacher, a, b, tol=tol, max_iter=max_iter)[0]
+
+
+def siglip(K, matches=None, scale=20.0, bias=-10.0):
+    r"""Sigmoid loss over all couples of a batch.
+
+    .. math:: -\frac{1}{n} \sum_{ij} \log\sigma\big(z_{ij} (s K_{ij} + b)\big), \qquad z_{ij} = \pm 1
+
+    Parameters
+    ----------
+    K : Tensor of shape (n, m)
+        Cosines.
+    matches : bool Tensor of shape (n, m), default=None
+        Which couples belong together (z = 1); None is the diagonal.
+    scale, bias : float or Tensor, default=20 and -10
+        s and b; tensors may carry gradients.
+
+    Returns
+    -------
+    value : Tensor of shape ()
+
+    References
+    ----------
+    .. [1] Zhai et al., "Sigmoid Loss for Language Image Pre-Training", arXiv 2303.15343.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skalign.losses import siglip
+    >>> bool(siglip(torch.eye(3)) < siglip(torch.zeros(3, 3)))
+    True
+    """
+    if matches is None:
+        matches = K.new_zeros(K.shape).fill_diagonal_(1)
+    return _siglip(K, matches, scale, bias)
+
+
+def info_nce(K, K_teacher, epsilon=0.05, epsilon_teacher=0.01, *, symmetric=True):
+    r"""Generalised InfoNCE: KL between softmaxes, differentiable in the first affinity.
+
+    .. math:: \frac{1}{n} \sum_i \mathrm{KL}\big(\mathrm{softmax}(K^*_i / \varepsilon^*) \,\|\,
+        \mathrm{softmax}(K_i / \varepsilon)\big)
+
+    Parameters
+    ----------
+    K, K_teacher : Tensor of shape (n, m)
+        Student's affinity, which receives the gradient, and the teacher's.
+    epsilon, epsilon_teacher : float, default=0.05 and 0.01
+        Temperatures, positive.
+    symmetric : bool, default=True
+        Average with the same over columns.
+
+    Returns
+    -------
+    value : Tensor of shape ()
+
+    References
+    ----------
+    .. [1] SOTAlign, arXiv 2602.23353, eq. 10.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skalign.losses import info_nce
+    >>> K = torch.eye(3)
+    >>> round(float(info_nce(K, K, epsilon=0.1, epsilon_teacher=0.1)), 6)
+    0.0
+    """
+    return _info_nce(K, K_teacher, epsilon, epsilon_teacher, symmetric)
+
+
+def cka(F, G, F_teacher, G_teacher):
+    r"""One minus the centred kernel alignment of two cross affinities, from their factors.
+
+    .. math:: 1 - \frac{\langle H K H, H K^* H\rangle}{\|H K H\|\,\|H K^* H\|}, \qquad K = F G^T,\;
+        K^* = F^* G^{*T},\; H = I - \tfrac{1}{n} \mathbf 1 \mathbf 1^T
+
+    in O((n + m) d^2) time and O((n + m) d + d^2) memory [1]_ (Prop. C.5, C.6).
+
+    Parameters
+    ----------
+    F, G : Tensor of shape (n, d) and (m, d)
+        Student's rows; they receive the gradient.
+    F_teacher, G_teacher : Tensor of shape (n, k) and (m, k)
+        Teacher's rows.
+
+    Returns
+    -------
+    value : Tensor of shape ()
+        Between 0 (proportional after centring) and 2.
+
+    References
+    ----------
+    .. [1] SOTAlign, arXiv 2602.23353, eq. 9 and appendix C.3.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skalign.losses import cka
+    >>> F, G = torch.eye(3), torch.eye(3)
+    >>> abs(round(float(cka(F, G, 2 * F, G)), 6))
+    0.0
+    """
+    return _cka(F, G, F_teacher, G_teacher)

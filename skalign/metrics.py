@@ -1,0 +1,353 @@
+"""Retrieval metrics of two embedded views. Reads arrays only; ranks come from the core, pairs from their judge."""
+
+from numbers import Integral
+
+import numpy as np
+from sklearn.utils import check_array
+
+from ._arrays import to_numpy
+from ._core.ranks import best_match_ranks
+from ._pairs import check_pairs
+
+__all__ = [
+    "foscttm",
+    "mean_recall",
+    "mean_reciprocal_rank",
+    "median_rank",
+    "recall_at_k",
+    "retrieval_report",
+]
+
+_DIRECTIONS = ("x_to_y", "y_to_x")
+_RECALL_KS = (1, 5, 10)
+
+
+def recall_at_k(F, G, paired_idx=None, *, k=1, direction="mean", sample_weight=None):
+    """Share of queries that find a true match among their `k` nearest gallery rows by cosine.
+
+    .. math:: R@k = \\sum_i w_i [r_i \\le k] / \\sum_i w_i
+
+    where :math:`r_i` is one plus the number of non-matching gallery rows at least as close to query i as its best
+    true match. Ties count against the model, so constant embeddings score 0.
+
+    Parameters
+    ----------
+    F : array-like of shape (n_x, d)
+        Embedded view X: NumPy, torch, pandas or lists; finite. Rows are normalised here.
+    G : array-like of shape (n_y, d)
+        Embedded view Y in the same space.
+    paired_idx : None, bool (n,), int (p,) or int (p, 2), default=None
+        Which row of F belongs to which row of G; None pairs row i with row i. Queries are the distinct rows named by
+        the pairs, the gallery is every row of the other view. With several true matches, any of them counts.
+    k : int, default=1
+        How many nearest rows count, at least 1.
+    direction : {"mean", "x_to_y", "y_to_x"}, default="mean"
+        Rows of F ask for rows of G, the reverse, or the mean of both.
+    sample_weight : array-like of shape (n_x,), default=None
+        Weights of the rows of F, not negative. A query from G has the weight of its first partner in `paired_idx`.
+
+    Returns
+    -------
+    recall : float
+        Between 0 and 1 (best).
+
+    Raises
+    ------
+    ValueError
+        If a view is not finite, the views differ in columns, the pairs are not legal, `k` or `direction` is none of
+        the above, or the weights have another length, a negative entry, or sum to zero over the queries.
+
+    Notes
+    -----
+    R@k falls as the gallery grows: compare galleries of equal size only. ``k=1, direction="mean"`` is the MeanR@1 of
+    [1]_.
+
+    References
+    ----------
+    .. [1] SOTAlign, arXiv 2602.23353, section 6.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skalign.metrics import recall_at_k
+    >>> F = np.eye(3)
+    >>> G = np.eye(3)[[0, 2, 1]]
+    >>> round(recall_at_k(F, G), 3)
+    0.333
+    >>> recall_at_k(F, G, [[0, 0], [1, 2], [2, 1]])
+    1.0
+    """
+    if not isinstance(k, Integral) or k < 1:
+        raise ValueError(
+            f"`k` must be an integer of at least 1, but it is {k!r}. Pass k=1 to ask for the nearest row only."
+        )
+    F, G, pairs = _check_views(F, G, paired_idx)
+    weight = None if sample_weight is None else _check_weight(sample_weight, len(F))
+    matches = _matches(F, G, pairs, direction)
+    return _mean(_recall(found, k, _query_weight(weight, pairs, way)) for way, found in matches.items())
+
+
+def mean_recall(F, G, paired_idx=None):
+    """Mean of six recalls: R@1, R@5 and R@10 in both directions.
+
+    .. math:: (R@1 + R@5 + R@10)_{x \\to y} / 6 + (R@1 + R@5 + R@10)_{y \\to x} / 6
+
+    Parameters
+    ----------
+    F, G : array-like of shape (n_x, d) and (n_y, d)
+        Embedded views, finite, in one space.
+    paired_idx : None, bool (n,), int (p,) or int (p, 2), default=None
+        As in :func:`recall_at_k`: queries are the rows named, the gallery is every row of the other view.
+
+    Returns
+    -------
+    recall : float
+        Between 0 and 1 (best).
+
+    Raises
+    ------
+    ValueError
+        If a view is not finite, the views differ in columns, or the pairs are not legal.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skalign.metrics import mean_recall
+    >>> mean_recall(np.eye(3), np.eye(3))
+    1.0
+    """
+    return _mean_recall(_matches(*_check_views(F, G, paired_idx)))
+
+
+def median_rank(F, G, paired_idx=None, *, direction="mean"):
+    """Median rank of the best true match.
+
+    .. math:: \\mathrm{median}_i \\, r_i
+
+    Parameters
+    ----------
+    F, G : array-like of shape (n_x, d) and (n_y, d)
+        Embedded views, finite, in one space.
+    paired_idx : None, bool (n,), int (p,) or int (p, 2), default=None
+        As in :func:`recall_at_k`: queries are the rows named, the gallery is every row of the other view.
+    direction : {"mean", "x_to_y", "y_to_x"}, default="mean"
+        "mean" is the mean of the two medians.
+
+    Returns
+    -------
+    rank : float
+        1 is best; the worst is one plus the number of non-matching gallery rows.
+
+    Raises
+    ------
+    ValueError
+        If a view is not finite, the views differ in columns, the pairs are not legal, or `direction` is unknown.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skalign.metrics import median_rank
+    >>> median_rank(np.eye(3), np.ones((3, 3)))
+    3.0
+    """
+    matches = _matches(*_check_views(F, G, paired_idx), direction)
+    return _mean(_median_rank(found) for found in matches.values())
+
+
+def mean_reciprocal_rank(F, G, paired_idx=None, *, direction="mean"):
+    """Mean of one over the rank of the best true match.
+
+    .. math:: \\mathrm{mean}_i \\, 1 / r_i
+
+    Parameters
+    ----------
+    F, G : array-like of shape (n_x, d) and (n_y, d)
+        Embedded views, finite, in one space.
+    paired_idx : None, bool (n,), int (p,) or int (p, 2), default=None
+        As in :func:`recall_at_k`: queries are the rows named, the gallery is every row of the other view.
+    direction : {"mean", "x_to_y", "y_to_x"}, default="mean"
+        "mean" is the mean of both directions.
+
+    Returns
+    -------
+    mrr : float
+        Above 0, at most 1 (best).
+
+    Raises
+    ------
+    ValueError
+        If a view is not finite, the views differ in columns, the pairs are not legal, or `direction` is unknown.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skalign.metrics import mean_reciprocal_rank
+    >>> mean_reciprocal_rank(np.eye(2), np.ones((2, 2)))
+    0.5
+    """
+    matches = _matches(*_check_views(F, G, paired_idx), direction)
+    return _mean(_mrr(found) for found in matches.values())
+
+
+def foscttm(F, G, paired_idx=None):
+    """Fraction of samples closer than the true match, by cosine.
+
+    .. math:: \\tfrac12 \\sum_{x \\to y,\\, y \\to x} \\mathrm{mean}_i \\, (r_i - 1) / n_i
+
+    where :math:`n_i` is the number of gallery rows that are no match of query i; a query without any counts 0. A row
+    exactly as close as the match counts as closer.
+
+    Parameters
+    ----------
+    F, G : array-like of shape (n_x, d) and (n_y, d)
+        Embedded views, finite, in one space.
+    paired_idx : None, bool (n,), int (p,) or int (p, 2), default=None
+        As in :func:`recall_at_k`: queries are the rows named, the gallery is every row of the other view.
+
+    Returns
+    -------
+    fraction : float
+        0 is best, 0.5 is chance for one-to-one pairs, 1 is worst. Unlike R@k, it hardly depends on the gallery's size.
+
+    Raises
+    ------
+    ValueError
+        If a view is not finite, the views differ in columns, or the pairs are not legal.
+
+    References
+    ----------
+    .. [1] Liu, Huang, Singh, Vert, Noble, "Jointly embedding multiple single-cell omics measurements", WABI 2019.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skalign.metrics import foscttm
+    >>> foscttm(np.eye(3), np.eye(3)), foscttm(np.eye(3), np.ones((3, 3)))
+    (0.0, 1.0)
+    """
+    return _foscttm(_matches(*_check_views(F, G, paired_idx)))
+
+
+def retrieval_report(F, G, paired_idx=None):
+    """All retrieval metrics of this module from one pass over the ranks.
+
+    Parameters
+    ----------
+    F, G : array-like of shape (n_x, d) and (n_y, d)
+        Embedded views, finite, in one space.
+    paired_idx : None, bool (n,), int (p,) or int (p, 2), default=None
+        As in :func:`recall_at_k`: queries are the rows named, the gallery is every row of the other view.
+
+    Returns
+    -------
+    report : dict of str to float
+        For each of "x_to_y", "y_to_x" and "mean" the entries ``*_r1``, ``*_r5``, ``*_r10``, ``*_median_rank`` and
+        ``*_mrr``; then ``mean_recall`` and ``foscttm``.
+
+    Raises
+    ------
+    ValueError
+        If a view is not finite, the views differ in columns, or the pairs are not legal.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skalign.metrics import retrieval_report
+    >>> report = retrieval_report(np.eye(3), np.eye(3)[[0, 2, 1]])
+    >>> report["mean_r5"], report["x_to_y_median_rank"]
+    (1.0, 3.0)
+    """
+    matches = _matches(*_check_views(F, G, paired_idx))
+    ways = {way: _one_way(found) for way, found in matches.items()}
+    ways["mean"] = {name: _mean(values[name] for values in ways.values()) for name in ways["x_to_y"]}
+    report = {f"{way}_{name}": value for way, values in ways.items() for name, value in values.items()}
+    return report | {"mean_recall": _mean_recall(matches), "foscttm": _foscttm(matches)}
+
+
+def _check_views(F, G, paired_idx):
+    F, G = _check_view(F, "F"), _check_view(G, "G")
+    if F.shape[1] != G.shape[1]:
+        raise ValueError(
+            f"F and G must live in one space, but F has {F.shape[1]} columns and G has {G.shape[1]}. "
+            "Embed both views with a fitted aligner first: F, G = aligner.transform(X, Y)."
+        )
+    return F, G, check_pairs(paired_idx, len(F), len(G))
+
+
+def _check_view(view, name):
+    view = check_array(to_numpy(view), dtype=[np.float32, np.float64], ensure_all_finite=False, input_name=name)
+    finite = np.isfinite(view).all(axis=1)
+    if not finite.all():
+        raise ValueError(
+            f"{name} must be finite, but {np.count_nonzero(~finite)} of its {len(view)} rows hold NaN or infinity, "
+            f"the first being row {np.argmin(finite)}. Impute these rows, or drop them and renumber `paired_idx`."
+        )
+    return view
+
+
+def _check_weight(sample_weight, n_x):
+    weight = check_array(to_numpy(sample_weight), ensure_2d=False, dtype=np.float64, input_name="sample_weight")
+    if weight.shape != (n_x,):
+        raise ValueError(
+            f"`sample_weight` must have shape ({n_x},), one weight a row of F, but its shape is {weight.shape}. "
+            "Give rows of F that stand in no pair 0."
+        )
+    if weight.min() < 0:
+        raise ValueError(
+            f"`sample_weight` must not be negative, but its smallest entry is {weight.min()}. Use 0 to ignore a query."
+        )
+    return weight
+
+
+def _query_weight(weight, pairs, way):
+    """Weight of each query of this direction, in ascending order of queries: that of the row of F in its first pair."""
+    if weight is None:
+        return None
+    _, first = np.unique(pairs[:, _DIRECTIONS.index(way)], return_index=True)
+    weight = weight[pairs[first, 0]]
+    if weight.sum() == 0:
+        raise ValueError(
+            f"`sample_weight` must leave a query, but it sums to zero over the queries of {way}. "
+            "Give a row of F in `paired_idx` a positive weight."
+        )
+    return weight
+
+
+def _matches(F, G, pairs, direction="mean"):
+    """Ranks of each direction asked for, by its name."""
+    if direction not in ("mean", *_DIRECTIONS):
+        raise ValueError(
+            f"`direction` must be 'mean', 'x_to_y' or 'y_to_x', but it is {direction!r}. "
+            "Use 'x_to_y' when rows of F are the queries."
+        )
+    views = {"x_to_y": (F, G, pairs), "y_to_x": (G, F, pairs[:, ::-1])}
+    return {way: best_match_ranks(*views[way]) for way in _DIRECTIONS if direction in (way, "mean")}
+
+
+def _one_way(found):
+    recalls = {f"r{k}": _recall(found, k) for k in _RECALL_KS}
+    return recalls | {"median_rank": _median_rank(found), "mrr": _mrr(found)}
+
+
+def _recall(found, k, weight=None):
+    return float(np.average(found.ranks <= k, weights=weight))
+
+
+def _median_rank(found):
+    return float(np.median(found.ranks))
+
+
+def _mrr(found):
+    return float(np.mean(1 / found.ranks))
+
+
+def _mean_recall(matches):
+    return _mean(_recall(found, k) for found in matches.values() for k in _RECALL_KS)
+
+
+def _foscttm(matches):
+    return _mean(np.mean(found.fractions_closer) for found in matches.values())
+
+
+def _mean(values):
+    return float(np.mean(list(values)))

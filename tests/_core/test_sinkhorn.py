@@ -1,0 +1,384 @@
+"""Laws of the entropic transport solver. POT and SciPy referee. Knows torch, knows nothing of estimators."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from helpers import LAW, LIBRARY, MARGINAL
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from numpy.testing import assert_allclose, assert_array_equal
+from scipy.optimize import linear_sum_assignment
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from skalign._core import sinkhorn as module
+from skalign._core.sinkhorn import sinkhorn
+
+DTYPES = {np.float32: torch.float32, np.float64: torch.float64}
+
+
+def cosines(rng, n=7, m=11, d=3):
+    """Cosines of random rows, (n, m), as the estimators form them."""
+    F, G = rng.normal(size=(n, d)), rng.normal(size=(m, d))
+    return torch.from_numpy(
+        (F / np.linalg.norm(F, axis=1)[:, None]) @ (G / np.linalg.norm(G, axis=1)[:, None]).T  # (n, m)
+    )
+
+
+def weights(rng, n):
+    a = rng.uniform(0.2, 2, size=n)
+    return a / a.sum()
+
+
+def solved(K, epsilon, a=None, b=None, tol=1e-12, max_iter=5000):
+    result = sinkhorn(K, epsilon, a, b, tol=tol, max_iter=max_iter)
+    assert result.converged
+    return result
+
+
+def errors(result, a=None, b=None):
+    """L1 errors of the row and of the column sums of the plan, over the mass; uniform marginals if None."""
+    P = result.plan.double().numpy()
+    a = np.full(P.shape[0], 1 / P.shape[0]) if a is None else a
+    b = np.full(P.shape[1], 1 / P.shape[1]) if b is None else b
+    return abs(P.sum(axis=1) - a).sum() / a.sum(), abs(P.sum(axis=0) - b).sum() / a.sum()
+
+
+def is_finite(result):
+    return all(torch.isfinite(Z).all() for Z in (result.f, result.g, result.column_sums, result.plan))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("n", "m", "weighted", "epsilon"), [(9, 9, False, 0.05), (7, 11, False, 0.2), (11, 7, True, 0.05), (8, 8, True, 1)]
+)
+def test_plan_equals_pot(rng, n, m, weighted, epsilon, dtype):
+    import ot
+
+    K = cosines(rng, n, m)
+    a, b = (weights(rng, n), weights(rng, m)) if weighted else (np.full(n, 1 / n), np.full(m, 1 / m))
+    result = solved(K.to(DTYPES[dtype]), epsilon, a, b, tol=1e-12 if dtype is np.float64 else 3e-6)
+    expected = ot.bregman.sinkhorn_log(a, b, -K.numpy(), epsilon, numItermax=100_000, stopThr=1e-13)
+    assert result.plan.dtype == DTYPES[dtype]
+    assert_allclose(result.plan, expected, **LIBRARY[dtype])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "epsilon", "tol"),
+    [(np.float64, epsilon, 1e-9) for epsilon in (0.1, 0.05, 0.01, 0.005, 0.001)]
+    + [(np.float32, epsilon, 1e-5) for epsilon in (0.1, 0.05, 0.01, 0.005)],
+)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_marginals_hold_at_the_tolerance(rng, dtype, epsilon, tol, weighted):
+    K = cosines(rng, 29, 41, d=5).to(DTYPES[dtype])
+    a, b = (weights(rng, 29), weights(rng, 41)) if weighted else (None, None)
+    result = solved(K, epsilon, a, b, tol=tol)
+    assert result.error <= tol
+    row_error, column_error = errors(result, a, b)
+    assert row_error <= MARGINAL * tol
+    assert column_error <= MARGINAL * tol
+    assert_allclose(column_error, result.error, rtol=0, atol=tol if dtype is np.float32 else 1e-12)
+    assert_allclose(result.column_sums, result.plan.double().sum(dim=0), rtol=0, atol=tol)
+
+
+def test_rows_are_exact_and_the_error_stands_in_the_columns(rng):
+    result = sinkhorn(cosines(rng), 0.05, tol=1e-2)
+    assert result.converged
+    row_error, column_error = errors(result)
+    assert row_error < 1e-12
+    assert 1e-5 < column_error <= 1e-2
+    assert_allclose(result.error, column_error, **LAW[np.float64])
+
+
+def test_potentials_write_the_plan(rng):
+    K = cosines(rng)
+    result = solved(K, 0.05, weights(rng, 7), weights(rng, 11))
+    log_P = (K + result.f[:, None] + result.g) / 0.05
+    assert_allclose(result.plan.log(), log_P, **LAW[np.float64])
+
+
+@pytest.mark.parametrize("n", [6, 9])
+def test_small_epsilon_finds_the_assignment(rng, n):
+    K = torch.from_numpy(rng.normal(size=(n, n)))
+    rows, columns = linear_sum_assignment(-K)
+    best = float(K[rows, columns].mean())
+    for epsilon in (0.1, 0.01):
+        result = solved(K, epsilon, tol=1e-9)
+        reached = float((result.plan * K).sum())
+        assert -1e-8 <= best - reached <= epsilon * math.log(n)  # the entropy of a plan lies between log n and 2 log n
+    assert_array_equal(result.plan.argmax(dim=1), columns)
+    assert (n * result.plan[rows, columns] > 0.95).all()
+
+
+def test_large_epsilon_forgets_the_affinity(rng):
+    a, b = weights(rng, 7), weights(rng, 11)
+    result = solved(cosines(rng), 1e6, a, b)
+    assert_allclose(result.plan, np.outer(a, b), rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_plan_ignores_row_and_column_shifts(rng, dtype):
+    K = cosines(rng).to(DTYPES[dtype])
+    r, c = torch.from_numpy(rng.normal(size=(7, 1))).to(K), torch.from_numpy(rng.normal(size=11)).to(K)
+    tol = 1e-12 if dtype is np.float64 else 3e-6
+    plan = solved(K, 0.1, tol=tol).plan
+    for shift in (r, c, r + c):
+        assert_allclose(solved(K + shift, 0.1, tol=tol).plan, plan, **LAW[dtype])
+
+
+def test_transposed_problem_has_the_transposed_plan(rng):
+    K, a, b = cosines(rng), weights(rng, 7), weights(rng, 11)
+    assert_allclose(solved(K.T, 0.05, b, a).plan, solved(K, 0.05, a, b).plan.T, **LAW[np.float64])
+
+
+def test_plan_follows_a_permutation(rng):
+    K, a, b = cosines(rng), weights(rng, 7), weights(rng, 11)
+    rows, columns = rng.permutation(7), rng.permutation(11)
+    permuted = solved(K[rows][:, columns], 0.05, a[rows], b[columns])
+    assert_allclose(permuted.plan, solved(K, 0.05, a, b).plan[rows][:, columns], **LAW[np.float64])
+
+
+@pytest.mark.parametrize("factor", [1e-6, 7.0, 1e6])
+def test_affinity_and_epsilon_scale_together(rng, factor):
+    K = cosines(rng)
+    plain, scaled = solved(K, 0.05), solved(factor * K, factor * 0.05)
+    assert_allclose(scaled.plan, plain.plan, **LAW[np.float64])
+    assert_allclose(scaled.f / factor, plain.f, **LAW[np.float64])
+
+
+def test_plan_scales_with_the_mass(rng):
+    K, a, b = cosines(rng), weights(rng, 7), weights(rng, 11)
+    plain, heavy = solved(K, 0.05, a, b), solved(K, 0.05, 300 * a, 300 * b)
+    assert_allclose(heavy.plan, 300 * plain.plan, **LAW[np.float64])
+    early, heavy = sinkhorn(K, 0.05, a, b, max_iter=12), sinkhorn(K, 0.05, 300 * a, 300 * b, max_iter=12)
+    assert_allclose(heavy.error, early.error, **LAW[np.float64])  # over the total mass
+
+
+def test_masses_that_differ_by_rounding_are_made_equal(rng):
+    K, a, b = cosines(rng), weights(rng, 7), weights(rng, 11)
+    assert_allclose(solved(K, 0.05, a, 1.00001 * b).plan, solved(K, 0.05, a, b).plan, **LAW[np.float64])
+
+
+def test_zero_weights_give_zero_rows_and_columns(rng):
+    K, a, b = cosines(rng), weights(rng, 7), weights(rng, 11)
+    a[[0, 4]], b[[3, 9, 10]] = 0, 0
+    a, b = a / a.sum(), b / b.sum()
+    K[0], K[:, 3] = 5, -5  # what stands there does not matter
+    result, reduced = solved(K, 0.05, a, b), solved(K[a > 0][:, b > 0], 0.05, a[a > 0], b[b > 0])
+    assert result.plan.shape == (7, 11)
+    assert result.plan[a == 0].max() < 1e-30
+    assert result.plan[:, b == 0].max() < 1e-30
+    assert_allclose(result.plan[a > 0][:, b > 0], reduced.plan, **LAW[np.float64])
+    assert_array_equal(result.f == -math.inf, a == 0)
+    assert_array_equal(result.g == -math.inf, b == 0)
+    assert_allclose(result.column_sums, b, **LAW[np.float64])
+    assert_allclose(result.error, reduced.error, **LAW[np.float64])
+
+
+@pytest.mark.parametrize(("n", "m"), [(1, 1), (1, 11), (7, 1)])
+def test_one_row_or_column_leaves_no_choice(rng, n, m):
+    a, b = weights(rng, n), weights(rng, m)
+    K = torch.from_numpy(100 * rng.normal(size=(n, m)))
+    assert_allclose(solved(K, 0.05, a, b).plan, np.outer(a, b), **LAW[np.float64])
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, -300.0])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_constant_affinity_gives_the_product_of_the_marginals(rng, value, dtype):
+    a, b = weights(rng, 7), weights(rng, 11)
+    K = torch.full((7, 11), value, dtype=DTYPES[dtype])
+    result = solved(K, 1.0, a, b, tol=1e-12 if dtype is np.float64 else 1e-6)
+    assert_allclose(result.plan, np.outer(a, b), **(LAW[dtype] if value != -300 else {"rtol": 1e-3}))
+
+
+ADVERSARIAL = {
+    "near-duplicate rows": lambda K: K[:1] + 1e-12 * K,
+    "a far row": lambda K: K - 100 * torch.eye(7, dtype=K.dtype)[:, 3:4],
+    "a far column": lambda K: K - 100 * torch.eye(11, dtype=K.dtype)[4],
+    "a dominating column": lambda K: K + 100 * torch.eye(11, dtype=K.dtype)[4],
+    "zeros and ones": lambda K: (K > 0).to(K.dtype),
+    "a product": lambda K: K[:, :1] * K[:1],
+    "noise": lambda K: K,
+}
+
+
+@pytest.mark.parametrize("max_iter", [1, 4, 300])
+@pytest.mark.parametrize("epsilon", [1e-4, 1e-2, 1, 10])
+@pytest.mark.parametrize("kind", ADVERSARIAL)
+def test_hard_problems_are_reported_honestly(rng, kind, epsilon, max_iter):
+    K = ADVERSARIAL[kind](torch.from_numpy(rng.normal(size=(7, 11))))
+    K *= 1e4 / K.abs().max()
+    result = sinkhorn(K, epsilon, tol=1e-8, max_iter=max_iter)
+    assert is_finite(result)
+    row_error, column_error = errors(result)
+    rounding = 2e-15 * 1e4 / epsilon + 1e-12  # of the exponents
+    assert row_error < rounding
+    assert abs(column_error - result.error) < rounding
+    assert result.converged == (result.error <= 1e-8)
+    assert result.n_iter <= max_iter
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    K=arrays(np.float64, (5, 7), elements=st.floats(-1, 1)),
+    log_epsilon=st.floats(-4, 1),
+    max_iter=st.integers(1, 60),
+)
+def test_every_affinity_is_reported_honestly(K, log_epsilon, max_iter):
+    result = sinkhorn(torch.from_numpy(K), 10**log_epsilon, tol=1e-9, max_iter=max_iter)
+    assert is_finite(result)
+    row_error, column_error = errors(result)
+    assert row_error < 1e-9
+    assert abs(column_error - result.error) < 1e-9
+    assert result.n_iter <= max_iter
+
+
+@pytest.mark.parametrize("max_iter", range(1, 13))
+def test_cap_on_iterations_holds(rng, max_iter):
+    result = sinkhorn(cosines(rng), 0.01, tol=1e-9, max_iter=max_iter)
+    assert result.n_iter == max_iter
+    assert not result.converged
+    assert result.error > 1e-9
+    assert_allclose(errors(result)[1], result.error, **LAW[np.float64])
+
+
+def test_more_iterations_never_end_worse():
+    K = 1000 * cosines(np.random.default_rng(3))
+    found = [sinkhorn(K, 0.5, tol=0, max_iter=max_iter).error for max_iter in range(60, 300, 12)]
+    assert all(np.diff(found) <= 0)
+    assert found[-1] < found[0]
+
+
+def test_acceleration_saves_most_iterations(rng):
+    K = cosines(rng, 29, 41, d=5)
+    n_iter = solved(K, 0.01, tol=1e-5).n_iter
+    g = torch.zeros(41, dtype=K.dtype)
+    for _ in range(3 * n_iter):  # plain Sinkhorn
+        f = -0.01 * torch.logsumexp((K + g) / 0.01, dim=1, keepdim=True)
+        column_sums = ((K + f + g) / 0.01).exp().sum(dim=0) / 29
+        g -= 0.01 * (41 * column_sums).log()
+    assert float((column_sums - 1 / 41).abs().sum()) > 1e-5
+
+
+@pytest.mark.parametrize("block", [1, 25, 30, 10**6])  # one row at a time, two (no divisor of 7), two, all
+def test_blocks_of_rows_change_nothing(rng, block, monkeypatch):
+    K, a, b = cosines(rng), weights(rng, 7), weights(rng, 11)
+    whole = solved(K, 0.02, a, b)
+    monkeypatch.setattr(module, "_BLOCK", block)
+    assert_allclose(solved(K, 0.02, a, b).plan, whole.plan, **LAW[np.float64])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_lifted_to_single(rng, dtype):
+    K = cosines(rng).to(dtype)
+    half, single = solved(K, 0.05, tol=1e-5), solved(K.float(), 0.05, tol=1e-5)
+    assert half.plan.dtype == torch.float32
+    assert_array_equal(half.plan, single.plan)
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values())
+def test_autocast_changes_nothing(rng, dtype):
+    K = cosines(rng).to(dtype)
+    plain = solved(K, 0.05, tol=1e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        result = solved(K, 0.05, tol=1e-5)
+        plan = result.plan
+    assert plan.dtype == dtype
+    assert_array_equal(plan, plain.plan)
+
+
+def test_nothing_is_recorded_for_a_gradient(rng):
+    K = cosines(rng).requires_grad_()
+    a, b = (torch.from_numpy(weights(rng, n)).requires_grad_() for n in (7, 11))
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor), lambda tensor: tensor):
+        result = solved(K, 0.05, a, b)
+        plan = result.plan
+    assert saved == []
+    for tensor in (plan, result.f, result.g, result.column_sums, result.K):
+        assert not tensor.requires_grad
+    assert K.requires_grad
+
+
+def test_given_tensors_are_left_as_they_were(rng):
+    K, a, b = cosines(rng), torch.from_numpy(weights(rng, 7)), torch.from_numpy(weights(rng, 11))
+    before = [Z.clone() for Z in (K, a, b)]
+    _ = sinkhorn(K, 0.05, a, b).plan
+    for Z, old in zip((K, a, b), before, strict=True):
+        assert_array_equal(Z, old)
+
+
+def test_plan_is_derived_when_read(rng):
+    K = cosines(rng)
+    result = solved(K, 0.05)
+    large = [Z for Z in vars(result).values() if isinstance(Z, torch.Tensor) and Z.numel() >= K.numel()]
+    assert len(large) == 1
+    assert large[0].data_ptr() == K.data_ptr()  # the affinity itself, no copy
+    first, second = result.plan, result.plan
+    assert first.data_ptr() != second.data_ptr()
+    assert_array_equal(first, second)
+
+
+class Matrices(TorchDispatchMode):
+    """Counts the new tensors of at least `size` entries."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.size, self.count = size, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and result.numel() >= self.size:
+            given = [Z.data_ptr() for Z in (*args, *(kwargs or {}).values()) if isinstance(Z, torch.Tensor)]
+            self.count += result.data_ptr() not in given  # neither in place nor a view from the start
+        return result
+
+
+def test_memory_does_not_grow_with_iterations(rng, monkeypatch):
+    monkeypatch.setattr(module, "_BLOCK", 11)  # a block is one row, so that only whole matrices are counted
+    K, counts = cosines(rng), []
+    for max_iter in (3, 30, 100):
+        with Matrices(size=77) as new:
+            result = sinkhorn(K, 0.01, tol=0, max_iter=max_iter)
+        assert result.n_iter == max_iter
+        counts.append(new.count)
+    assert counts[0] == counts[1] == counts[2] > 0
+
+
+@pytest.mark.parametrize("epsilon", [0, -0.1, math.nan, math.inf])
+def test_epsilon_must_be_positive(epsilon):
+    with pytest.raises(ValueError, match=r"`epsilon` must be positive and finite, but it is"):
+        sinkhorn(torch.eye(3), epsilon)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_affinity_must_be_finite(value):
+    K = torch.eye(3)
+    K[1, 2] = value
+    with pytest.raises(ValueError, match="holds NaN or infinity"):
+        sinkhorn(K, 0.1)
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0), (3,), (2, 3, 4)])
+def test_affinity_must_be_a_matrix(shape):
+    with pytest.raises(ValueError, match=rf"must be a matrix.*{shape[0]}"):
+        sinkhorn(torch.zeros(shape), 0.1)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "message"),
+    [
+        (np.ones(11) / 11, None, r"marginal `a` must have shape \(7,\), but its shape is \(11,\)"),
+        (None, np.ones((11, 1)) / 11, r"marginal `b` must have shape \(11,\), but its shape is \(11, 1\)"),
+        (np.array([-0.1, *[1.1 / 6] * 6]), None, r"marginal `a` must hold finite weights >= 0"),
+        (None, np.full(11, np.nan), r"marginal `b` must hold finite weights >= 0"),
+        (np.zeros(7), np.zeros(11), r"marginal `a` must hold .* positive sum"),
+        (np.ones(7), np.ones(11), r"equal mass, but `a` sums to 7 and `b` to 11"),
+        (np.ones(7), None, r"equal mass, but `a` sums to 7 and `b` to 1"),
+    ],
+)
+def test_marginals_must_fit(a, b, message):
+    with pytest.raises(ValueError, match=message):
+        sinkhorn(torch.zeros(7, 11), 0.1, a, b)

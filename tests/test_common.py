@@ -1,0 +1,179 @@
+"""Laws that every public estimator keeps: scikit-learn's checks and the family's own. Add new estimators to ALIGNERS."""
+
+import pickle
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from helpers import LAW
+from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.base import clone
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from skalign import CCATeacher, ContrastiveTeacher, ProcrustesTeacher, SOTAlign, SOTAlignTransformer
+from skalign.datasets import make_two_views
+
+_SHORT = {"max_iter": 5, "random_state": 0}
+ALIGNERS = [
+    ProcrustesTeacher(),
+    CCATeacher(),
+    ContrastiveTeacher(**_SHORT),
+    SOTAlignTransformer(**_SHORT),
+    SOTAlign(**_SHORT),
+]
+
+
+@parametrize_with_checks(ALIGNERS)
+def test_scikit_learn_checks_pass_without_exception(estimator, check):
+    check(estimator)
+
+
+@pytest.fixture(scope="module")
+def data():
+    """40 pairs first, then free rows, 7 and 11 columns; unequal lengths."""
+    return make_two_views(40, 25, 35, 30, n_features_x=7, n_features_y=11, n_latent=4, random_state=0)
+
+
+@pytest.fixture(params=ALIGNERS, ids=lambda estimator: type(estimator).__name__)
+def aligner(request):
+    return clone(request.param)
+
+
+def row_aligned(data):
+    """The same data as one table with a mask: free rows of X and of Y cut to equal lengths."""
+    n = min(len(data.X), len(data.Y))
+    return data.X[:n], data.Y[:n], np.arange(n) < len(data.paired_idx)
+
+
+def test_fit_transform_equals_fit_then_transform(aligner, data):
+    at_once = clone(aligner).fit_transform(data.X, data.Y, paired_idx=data.paired_idx)
+    assert_allclose(at_once, aligner.fit(data.X, data.Y, data.paired_idx).transform(data.X))
+
+
+def test_embedded_rows_have_unit_length(aligner, data):
+    F, G = aligner.fit(data.X, data.Y, data.paired_idx).transform(data.X_test, data.Y_test)
+    assert F.shape == G.shape == (30, aligner.n_components_)
+    assert_allclose(np.linalg.norm(F, axis=1), 1)
+    assert_allclose(np.linalg.norm(G, axis=1), 1)
+
+
+def test_both_views_at_once_equal_each_alone(aligner, data):
+    aligner.fit(data.X, data.Y, data.paired_idx)
+    F, G = aligner.transform(data.X_test[:9], data.Y_test)
+    assert_array_equal(F, aligner.transform(data.X_test[:9]))
+    assert_array_equal(G, aligner.transform_y(data.Y_test))
+
+
+def test_every_form_of_pairs_gives_the_same_fit(aligner, data):
+    X, Y, mask = row_aligned(data)
+    rows = np.flatnonzero(mask)
+    expected = clone(aligner).fit(X, Y, mask).transform(data.X_test)
+    for form in (rows, np.column_stack([rows, rows]), torch.from_numpy(mask), pd.Series(mask), mask.tolist()):
+        assert_array_equal(clone(aligner).fit(X, Y, form).transform(data.X_test), expected)
+
+
+def test_pools_equal_free_rows(aligner, data):
+    p = len(data.paired_idx)
+    expected = clone(aligner).fit(data.X, data.Y, data.paired_idx).transform(data.X_test)
+    pooled = aligner.fit(data.X[:p], data.Y[:p], X_unpaired=data.X[p:], Y_unpaired=data.Y[p:])
+    assert_allclose(pooled.transform(data.X_test), expected)
+
+
+def test_nan_rows_mark_missing_partners(aligner, data):
+    p = len(data.paired_idx)
+    X = np.concatenate([data.X, np.full((len(data.Y) - p, 7), np.nan)])
+    Y = np.concatenate([data.Y[:p], np.full((len(data.X) - p, 11), np.nan), data.Y[p:]])
+    expected = clone(aligner).fit(data.X, data.Y, data.paired_idx).transform(data.X_test)
+    assert_allclose(aligner.fit(X, Y).transform(data.X_test), expected)
+
+
+def test_kinds_of_arrays_agree(aligner, data):
+    aligner.fit(data.X, data.Y, data.paired_idx)
+    expected = aligner.transform(data.X_test)
+    tensor = aligner.transform(torch.from_numpy(data.X_test))
+    assert isinstance(tensor, torch.Tensor)
+    assert_array_equal(tensor.numpy(), expected)
+    assert_allclose(aligner.transform(data.X_test.tolist()), expected, atol=1e-5)  # a list is read as float32
+    reversed_twice = np.ascontiguousarray(data.X_test[::-1])[::-1]  # negative strides
+    assert_allclose(aligner.transform(reversed_twice), expected)
+
+
+def test_fit_takes_frames_and_tensors(aligner, data):
+    expected = clone(aligner).fit(data.X, data.Y, data.paired_idx).transform(data.X_test)
+    frames = clone(aligner).fit(
+        pd.DataFrame(data.X).add_prefix("x"), pd.DataFrame(data.Y).add_prefix("y"), data.paired_idx
+    )
+    assert list(frames.feature_names_in_[:2]) == ["x0", "x1"]
+    assert list(frames.feature_names_in_y_[:2]) == ["y0", "y1"]
+    assert_allclose(frames.transform(pd.DataFrame(data.X_test).add_prefix("x")), expected, **LAW[np.float32])
+    tensors = clone(aligner).fit(torch.from_numpy(data.X), torch.from_numpy(data.Y), torch.from_numpy(data.paired_idx))
+    assert_allclose(tensors.transform(data.X_test), expected, **LAW[np.float32])
+
+
+@pytest.mark.parametrize(("given", "returned"), [("f2", "f4"), ("f4", "f4"), ("f8", "f8"), ("i8", "f4")])
+def test_dtype_of_the_embedding_follows_the_input(aligner, data, given, returned):
+    scale = 100 if given == "i8" else 1
+    X, Y = (data.X * scale).astype(given), (data.Y * scale).astype(given)
+    F = aligner.fit(X, Y, data.paired_idx).transform(X)
+    assert F.dtype == np.dtype(returned)
+    assert np.isfinite(F).all()
+
+
+def test_read_only_memory_maps_are_accepted(aligner, data, tmp_path):
+    for name in ("X", "Y"):
+        np.save(tmp_path / f"{name}.npy", data[name].astype(np.float32))
+    X, Y = (np.load(tmp_path / f"{name}.npy", mmap_mode="r") for name in ("X", "Y"))
+    assert aligner.fit(X, Y, data.paired_idx).transform(X).shape == (65, aligner.n_components_)
+
+
+def test_pickle_keeps_the_embedding(aligner, data):
+    aligner.fit(data.X, data.Y, data.paired_idx)
+    restored = pickle.loads(pickle.dumps(aligner))
+    assert_array_equal(restored.transform(data.X_test), aligner.transform(data.X_test))
+    assert_array_equal(restored.transform_y(data.Y_test), aligner.transform_y(data.Y_test))
+
+
+def test_fitting_twice_changes_nothing(aligner, data):
+    first = aligner.fit(data.X, data.Y, data.paired_idx).transform(data.X_test)
+    assert_array_equal(aligner.fit(data.X, data.Y, data.paired_idx).transform(data.X_test), first)
+
+
+def test_parameters_and_data_are_left_alone(aligner, data):
+    X, Y, params = data.X.copy(), data.Y.copy(), aligner.get_params()
+    aligner.fit(X, Y, data.paired_idx).transform(X, Y)
+    assert_array_equal(X, data.X)
+    assert_array_equal(Y, data.Y)
+    assert repr(aligner.get_params()) == repr(params)
+
+
+def test_global_random_states_are_left_alone(aligner, data):
+    numpy_state, torch_state = np.random.get_state()[1].copy(), torch.get_rng_state()
+    aligner.fit(data.X, data.Y, data.paired_idx).transform(data.X_test)
+    assert_array_equal(np.random.get_state()[1], numpy_state)
+    assert_array_equal(torch.get_rng_state().numpy(), torch_state.numpy())
+
+
+def test_one_pair_is_enough(aligner, data):
+    with np.testing.suppress_warnings() as sup:
+        sup.filter(UserWarning)  # the teachers tell that one direction remains
+        F, G = aligner.fit(data.X, data.Y, [[3, 3]]).transform(data.X_test, data.Y_test)
+    assert np.isfinite(F).all()
+    assert np.isfinite(G).all()
+
+
+def test_score_is_one_for_its_own_separable_pairs_and_takes_every_form(data):
+    X, Y, mask = row_aligned(data)
+    aligner = CCATeacher(reg=1e-6, power=0).fit(X, Y, mask)
+    by_mask = aligner.score(X, Y, paired_idx=mask)
+    assert by_mask == aligner.score(X, Y, paired_idx=np.flatnonzero(mask))
+    assert by_mask == aligner.score(X[mask], Y[mask])
+    assert by_mask > aligner.score(X, Y)  # without the mask, free rows are scored as pairs
+
+
+def test_output_names_count_the_components(aligner, data):
+    aligner.fit(data.X, data.Y, data.paired_idx)
+    names = aligner.get_feature_names_out()
+    assert len(names) == aligner.n_components_
+    frame = aligner.set_output(transform="pandas").transform(data.X_test)
+    assert list(frame.columns) == list(names)

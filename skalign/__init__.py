@@ -1,4 +1,4 @@
-"""The lazy door: names are fetched when asked, so that ``import skalign`` loads neither torch, sklearn nor ot (PEP 562)."""
+"""The lazy door (PEP 562): names are fetched when asked; ``import skalign`` loads neither torch, sklearn nor ot."""
 
 import importlib
 
@@ -14,7 +14,17 @@ _HOMES = {
 }
 _SUBPACKAGES = ("datasets", "losses", "metrics")
 
-__all__ = [*_HOMES, *_SUBPACKAGES]
+__all__ = [
+    "CCATeacher",
+    "ContrastiveTeacher",
+    "ProcrustesTeacher",
+    "SOTAlign",
+    "SOTAlignTransformer",
+    "datasets",
+    "losses",
+    "metrics",
+    "show_versions",
+]
 
 
 def __getattr__(name):

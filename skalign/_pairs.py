@@ -1,4 +1,4 @@
-"""The one judge of pairs: which row of X belongs to which row of Y. Knows NumPy and SciPy, knows nothing of estimators or torch."""
+"""The one judge of pairs: which row of X belongs to which row of Y. Knows NumPy and SciPy, no estimators, no torch."""
 
 import warnings
 from dataclasses import dataclass

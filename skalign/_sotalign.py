@@ -18,6 +18,7 @@ from ._trained import ContrastiveTeacher, TrainedAligner
 _TEACHERS = {"cca": CCATeacher, "procrustes": ProcrustesTeacher, "contrastive": ContrastiveTeacher}
 _UNEVEN = 20  # ratio of the outer deciles of column deviations above which a view counts as features of mixed units
 _SHARED = (  # settings that SOTAlign hands on to its second stage as they are
+    "alpha",
     "divergence",
     "epsilon",
     "epsilon_teacher",
@@ -50,7 +51,7 @@ class SOTAlignTransformer(TrainedAligner):
     teacher : estimator, default=None
         Aligner with ``fit(X, Y, paired_idx)``, ``transform`` and ``transform_y``; cloned and fitted on the pairs. A
         :class:`sklearn.frozen.FrozenEstimator` is used as it is. None is :class:`CCATeacher`.
-    alpha : float, default=10
+    alpha : float, default=30
         Weight of the divergence, at least 0. 0 leaves the teacher and the unpaired rows out: supervised SAIL.
     divergence : {"klot", "info_nce", "cka"}, default="klot"
         KL between transport plans (the formula above); row- and column-wise KL between softmaxes (eq. 10); or one minus
@@ -78,13 +79,13 @@ class SOTAlignTransformer(TrainedAligner):
         Rows whose mean is subtracted: the pairs, or every row given to `fit`.
     optimizer : {"adamw", "lion"} or class, default="adamw"
         A class is called as ``optimizer(params, lr=..., weight_decay=...)``. The paper has Lion, 1e-4, 1e-5.
-    learning_rate : float, default=1e-3
+    learning_rate : float, default=5e-4
         Highest learning rate, after warm-up.
     weight_decay : float, default=1e-5
         Decoupled weight decay.
     warmup : float, default=0.1
         Fraction of the steps with rising learning rate; a cosine down to 0 follows.
-    max_iter : int, default=300
+    max_iter : int, default=200
         Training steps.
     batch_size : int, default=10_000
         Pairs per step; all of them if there are fewer.
@@ -161,7 +162,7 @@ class SOTAlignTransformer(TrainedAligner):
         self,
         teacher=None,
         *,
-        alpha=10.0,
+        alpha=30.0,
         divergence="klot",
         epsilon=0.1,
         epsilon_teacher=0.02,
@@ -175,10 +176,10 @@ class SOTAlignTransformer(TrainedAligner):
         normalize=True,
         center="pairs",
         optimizer="adamw",
-        learning_rate=1e-3,
+        learning_rate=5e-4,
         weight_decay=1e-5,
         warmup=0.1,
-        max_iter=300,
+        max_iter=200,
         batch_size=10_000,
         early_stopping=False,
         validation_fraction=0.1,
@@ -298,8 +299,8 @@ class SOTAlign(BaseAligner):
         Preprocessing of each view, cloned and fitted on all its rows. "auto" standardises the columns of a view whose
         standard deviations differ more than 20-fold between the lowest and the highest tenth (hand-made features of
         mixed units), and leaves embeddings alone. Rows are scaled to unit length and centred afterwards in any case.
-    alpha : float or "auto", default="auto"
-        Weight of the divergence. "auto" is 10.
+    alpha : float, default=30
+        Weight of the divergence, at least 0.
     divergence : {"klot", "info_nce", "cka"}, default="klot"
         Divergence on unpaired batches.
     epsilon, epsilon_teacher : float, default=0.1 and 0.02
@@ -308,9 +309,9 @@ class SOTAlign(BaseAligner):
         Dimension of the shared space; None is ``min(d_x, d_y, 1024)`` after preprocessing.
     head : {"linear", "layernorm", "mlp"} or callable, default="linear"
         Map of each view.
-    learning_rate : float, default=1e-3
+    learning_rate : float, default=5e-4
         Highest learning rate.
-    max_iter : int, default=300
+    max_iter : int, default=200
         Training steps.
     batch_size_unpaired : int or pair of int, default=1024
         Rows per step from the unpaired rows of X and of Y.
@@ -361,7 +362,6 @@ class SOTAlign(BaseAligner):
         "teacher": [StrOptions({"auto", *_TEACHERS}), HasMethods(["fit", "transform", "transform_y"])],
         "x_transformer": [StrOptions({"auto"}), HasMethods(["fit", "transform"]), None],
         "y_transformer": [StrOptions({"auto"}), HasMethods(["fit", "transform"]), None],
-        "alpha": [Interval(Real, 0, None, closed="left"), StrOptions({"auto"})],
     }
 
     def __init__(
@@ -370,14 +370,14 @@ class SOTAlign(BaseAligner):
         *,
         x_transformer="auto",
         y_transformer="auto",
-        alpha="auto",
+        alpha=30.0,
         divergence="klot",
         epsilon=0.1,
         epsilon_teacher=0.02,
         n_components=None,
         head="linear",
-        learning_rate=1e-3,
-        max_iter=300,
+        learning_rate=5e-4,
+        max_iter=200,
         batch_size_unpaired=1024,
         early_stopping=False,
         device="auto",
@@ -423,9 +423,7 @@ class SOTAlign(BaseAligner):
         self.x_transformer_ = _fit_transformer(self.x_transformer, views.X_all)
         self.y_transformer_ = _fit_transformer(self.y_transformer, views.Y_all)
         settings = {name: getattr(self, name) for name in _SHARED}
-        self.aligner_ = SOTAlignTransformer(
-            teacher=self._teacher(), alpha=10.0 if self.alpha == "auto" else self.alpha, **settings
-        ).fit(
+        self.aligner_ = SOTAlignTransformer(teacher=self._teacher(), **settings).fit(
             _apply(self.x_transformer_, views.X),
             _apply(self.y_transformer_, views.Y),
             views.pairs,

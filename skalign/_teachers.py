@@ -14,9 +14,9 @@ from ._core.rows import normalize_rows
 from ._core.selection import cross_validated_ridge
 from ._pairs import group_pairs
 
-_RIDGES = 10.0 ** np.arange(-2, 4.5, 0.5)  # multiples of a view's mean eigenvalue; far above the usual grids on purpose
+_RIDGES = 10.0 ** np.arange(-2, 3.5, 0.5)  # multiples of a view's mean eigenvalue; far above the usual grids on purpose
 
-_RANKINGS = 1000  # held-out pairs to rank at least: fewer pairs are dealt into folds more often, up to ten times
+_RANKINGS = 1000  # held-out pairs to rank at least: fewer pairs are dealt into folds more often, up to five times
 
 
 class _LinearTeacher(BaseAligner):
@@ -181,7 +181,7 @@ class CCATeacher(_LinearTeacher):
         most ``min(d_x, d_y, p - 1)``.
     reg : float or "auto", default="auto"
         Ridge added to the eigenvalues of both covariances. "auto" takes a multiple of each view's mean eigenvalue,
-        chosen by cross-validation on the pairs among 0.01 to 10,000: with few pairs the best ridge is large.
+        chosen by cross-validation on the pairs among 0.01 to 1,000: with few pairs the best ridge is large.
     power : float, default=0.5
         Exponent q of the canonical correlations as weights of the directions, in each view. 0 weighs all alike.
     normalize : bool, default=True
@@ -190,7 +190,7 @@ class CCATeacher(_LinearTeacher):
         Rows whose mean is subtracted: the pairs (as the paper's authors do), or every row given to `fit`.
     cv : int, default=5
         Folds of ``reg="auto"``. Pairs that share a row stay in one fold; fewer than 500 pairs are dealt into folds
-        repeatedly, up to ten times.
+        repeatedly, up to five times.
     random_state : int, RandomState instance or None, default=0
         Draws the folds of ``reg="auto"``. The default makes `fit` repeatable.
 
@@ -262,7 +262,7 @@ class CCATeacher(_LinearTeacher):
             n_components=self.n_components,
             power=self.power,
             n_folds=self.cv,
-            n_repeats=int(np.clip(_RANKINGS / len(views.pairs), 1, 10)),
+            n_repeats=int(np.clip(_RANKINGS / len(views.pairs), 1, 5)),
             rng=check_random_state(self.random_state),
         )
         self.cv_results_ = {"multiple": _RIDGES.copy(), "mean_reciprocal_rank": scores}

@@ -245,7 +245,7 @@ class ContrastiveTeacher(TrainedAligner):
         learning_rate=1e-3,
         weight_decay=1e-5,
         warmup=0.1,
-        max_iter=300,
+        max_iter=100,
         batch_size=10_000,
         early_stopping=False,
         validation_fraction=0.1,

@@ -62,8 +62,8 @@ def sinkhorn(K, epsilon, a=None, b=None, *, tol=1e-5, max_iter=1000):
 def klot(K, K_teacher, epsilon=0.05, epsilon_teacher=0.01, a=None, b=None, *, tol=1e-4, max_iter=1000):
     r"""KL divergence between the transport plans of two affinities, differentiable in the first.
 
-    .. math:: \mathrm{KL}\big(P^* \,\|\, P\big), \quad P^* = \mathrm{OT}_{\varepsilon^*}(K^*),\; P = \mathrm{OT}_{\varepsilon}(K),
-        \qquad \frac{\partial}{\partial K} = \frac{P - P^*}{\varepsilon}
+    .. math:: \mathrm{KL}\big(P^* \,\|\, P\big), \quad P^* = \mathrm{OT}_{\varepsilon^*}(K^*),\;
+        P = \mathrm{OT}_{\varepsilon}(K), \qquad \frac{\partial}{\partial K} = \frac{P - P^*}{\varepsilon}
 
     The gradient is explicit ([1]_, Theorem C.4; Theorem 5.1 of the main text prints the teacher's epsilon), so no
     iteration is backpropagated through and memory does not grow with their number. It is exact as the tolerance goes to

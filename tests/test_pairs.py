@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.testing import assert_array_equal
@@ -334,11 +334,13 @@ def test_partly_broken_rows_are_refused_wherever_they_stand(rng, side, row, kind
             judge_pairs(*views, paired_idx)
 
 
+@settings(deadline=None)
 @given(arrays(st.sampled_from([np.float32, np.float64]), array_shapes(min_dims=2, max_dims=2), elements=st.just(0.0)))
 def test_zero_rows_are_present(view):
     assert not missing_rows(view).any()
 
 
+@settings(deadline=None)
 @given(
     arrays(
         np.float64,
@@ -375,6 +377,7 @@ def assert_every_row_has_one_place(paired, free, missing, n_rows):
     assert sorted([*set(paired), *free, *missing]) == list(range(n_rows))
 
 
+@settings(deadline=None)
 @given(problems())
 def test_every_row_is_paired_free_or_missing(problem):
     X, Y, pairs, missing_x, missing_y = problem
@@ -386,6 +389,7 @@ def test_every_row_is_paired_free_or_missing(problem):
     assert len(views.Y_all) == len(Y) - len(missing_y)
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(["pair", "free", "only x", "only y", "gone"]), min_size=1, max_size=9))
 def test_mask_indices_pairs_and_missing_rows_say_the_same(kinds):
     kinds = np.array(["pair", *kinds])
@@ -451,6 +455,7 @@ def union_find(pairs):
     return [find(("x", i)) for i, _ in pairs]
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=15, unique=True))
 def test_groups_are_connected_components(pairs):
     groups, leaders = group_pairs(np.array(pairs)), union_find(pairs)

@@ -19,6 +19,7 @@ from sklearn.base import clone
 from sklearn.cross_decomposition import CCA
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import KFold, cross_val_score
+from threadpoolctl import threadpool_limits
 
 import skalign._teachers
 from skalign import CCATeacher, ProcrustesTeacher
@@ -501,7 +502,8 @@ def test_duplicate_pairs_count_once(teacher, views):
 
 def test_ridge_for_emoji_is_an_inner_point_of_the_grid():
     data = load_emoji()
-    teacher = CCATeacher(random_state=0).fit(data.X, data.Y, data.paired_idx)
+    with threadpool_limits(1):  # on a busy machine, BLAS threads waiting for one another take minutes
+        teacher = CCATeacher(random_state=0).fit(data.X, data.Y, data.paired_idx)
     results = teacher.cv_results_
     best = results["mean_reciprocal_rank"].argmax()
     assert 0 < best < len(results["multiple"]) - 1
@@ -530,7 +532,8 @@ def test_ridge_is_the_middle_of_the_grid_where_pairs_cannot_tell(views, pairs):
         for view, column, mean in zip(views, np.transpose(pairs), (teacher.x_mean_, teacher.y_mean_), strict=True)
     ]
     scale = [np.sum(A**2) / max(len(A) - 1, 1) / A.shape[1] for A in means]
-    assert_allclose(teacher.reg_, np.multiply(scale, 10), **EXACT)
+    multiples = teacher.cv_results_["multiple"]
+    assert_allclose(teacher.reg_, np.multiply(scale, multiples[len(multiples) // 2]), **EXACT)
 
 
 def test_ridge_is_chosen_on_the_pairs_by_group(views, monkeypatch):
@@ -551,11 +554,11 @@ def test_ridge_is_chosen_on_the_pairs_by_group(views, monkeypatch):
     assert_array_equal(seen, pairs)
     assert_array_equal(groups, group_pairs(pairs))
     assert_array_equal(multiples, teacher.cv_results_["multiple"])
-    assert [settings[name] for name in ("n_components", "power", "n_folds", "n_repeats")] == [3, 0.25, 4, 10]
+    assert [settings[name] for name in ("n_components", "power", "n_folds", "n_repeats")] == [3, 0.25, 4, 5]
     assert teacher.cv_results_["mean_reciprocal_rank"].shape == multiples.shape
 
 
-@pytest.mark.parametrize(("p", "n_repeats"), [(90, 10), (300, 3), (1000, 1), (1500, 1)])
+@pytest.mark.parametrize(("p", "n_repeats"), [(90, 5), (300, 3), (500, 2), (1000, 1), (1500, 1)])
 def test_few_pairs_are_dealt_more_often(monkeypatch, p, n_repeats):
     seen = []
 
@@ -725,6 +728,8 @@ def test_fitted_teacher_holds_no_data(teacher, views, dtype, normalize):
     teacher.set_params(normalize=normalize).fit(X, Y)
     alive = weakref.ref(X), weakref.ref(Y)
     before = teacher.transform(views[0])
+    teacher.transform(X, Y)
+    teacher.score(X, Y)
     X[:], Y[:] = 0, 0
     assert_array_equal(teacher.transform(views[0]), before)
     del X, Y

@@ -64,8 +64,8 @@ def ridge_cca(A, B, reg, n_components=None, power=0.0):
     r"""Regularised canonical correlation analysis (SOTAlign, eq. 7 and Prop. C.2).
 
     With :math:`S_{xx} = A^T A / (p - 1) + \lambda_x I` and likewise :math:`S_{yy}`, the singular vectors of
-    :math:`S_{xx}^{-1/2} S_{xy} S_{yy}^{-1/2} = U \,\mathrm{diag}(\rho)\, V^T` give
-    :math:`W_x = S_{xx}^{-1/2} U \,\mathrm{diag}(\rho)^{power}` and :math:`W_y = S_{yy}^{-1/2} V \,\mathrm{diag}(\rho)^{power}`.
+    :math:`S_{xx}^{-1/2} S_{xy} S_{yy}^{-1/2} = U \,\mathrm{diag}(\rho)\, V^T` give, with q the power,
+    :math:`W_x = S_{xx}^{-1/2} U \,\mathrm{diag}(\rho)^q` and :math:`W_y = S_{yy}^{-1/2} V \,\mathrm{diag}(\rho)^q`.
 
     ``A`` and ``B`` are `ThinView`; ``reg`` is the pair :math:`(\lambda_x, \lambda_y)`.
     """

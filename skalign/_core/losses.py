@@ -11,7 +11,7 @@ def siglip(K, matches, scale, bias):
 
 
 def info_nce(K, K_teacher, epsilon, epsilon_teacher, symmetric=True):
-    r"""Row-wise :math:`\mathrm{KL}(\mathrm{softmax}(K^*/\varepsilon^*) \,\|\, \mathrm{softmax}(K/\varepsilon))` (SOTAlign, eq. 10)."""
+    r"""Row-wise :math:`\mathrm{KL}(\mathrm{softmax}(K^*/\varepsilon^*) \,\|\, \mathrm{softmax}(K/\varepsilon))` (eq. 10)."""
     log_p = log_softmax(K / epsilon, dim=1)
     log_t = log_softmax(K_teacher.detach() / epsilon_teacher, dim=1)
     value = (log_t.exp() * (log_t - log_p)).sum(dim=1).mean()

@@ -54,12 +54,14 @@ def _fold_scores(A, B, pairs, test, multiples, n_components, power):
     # one row a sample, and the pairs as positions among them
     a_rows, a_of = np.unique(pairs[test, 0], return_index=True, return_inverse=True)[1:]
     b_rows, b_of = np.unique(pairs[test, 1], return_index=True, return_inverse=True)[1:]
-    held_a, held_b = A[test][a_rows] - mean_a, B[test][b_rows] - mean_b
+    held_a, held_b = (A[test][a_rows] - mean_a) @ thin_a.Vt.T, (B[test][b_rows] - mean_b) @ thin_b.Vt.T
+    # from here on in the coordinates of the training part, which are fewer than the columns where pairs are few
+    short_a, short_b = (thin._replace(Vt=np.eye(len(thin.s))) for thin in (thin_a, thin_b))
     local = np.column_stack([a_of, b_of])
     scores = np.empty(len(multiples))
     for i, multiple in enumerate(multiples):
         reg = (multiple * thin_a.mean_eigenvalue, multiple * thin_b.mean_eigenvalue)
-        maps = ridge_cca(thin_a, thin_b, reg, n_components, power)
+        maps = ridge_cca(short_a, short_b, reg, n_components, power)
         scores[i] = _mean_reciprocal_rank(held_a @ maps.W_x, held_b @ maps.W_y, local)
     return scores * np.count_nonzero(test)
 

@@ -1,8 +1,8 @@
 """Entropic optimal transport on an affinity, in the log domain. Knows torch, knows nothing of estimators.
 
-Notation: affinity ``K`` (n, m), plan ``P = exp((K + f 1' + 1 g') / epsilon)``, marginals ``a`` (n,) and ``b`` (m,). Inside, the
-potentials are kept in units of log2, ``phi = f log2(e) / epsilon`` and ``psi = g log2(e) / epsilon``, since exp2 is cheaper than
-exp, and in float64, since they reach hundreds while the plan depends on their decimals.
+Notation: affinity ``K`` (n, m), plan ``P = exp((K + f 1' + 1 g') / epsilon)``, marginals ``a`` (n,) and ``b`` (m,). Inside,
+the potentials are in units of log2, ``phi = f log2(e) / epsilon`` and ``psi = g log2(e) / epsilon``, since exp2 is cheaper
+than exp, and in float64, since they reach hundreds while the plan depends on their decimals.
 
 The solver has two phases. *Scaling* runs log-domain updates from a large epsilon down to the wanted one, which brings the
 potentials close. *Polishing* stores the kernel ``G = 2^(K log2(e) / epsilon + psi_0 - row maximum)`` once, so that one
@@ -123,23 +123,19 @@ def _solve(K, epsilon, a, b, tol, max_iter):
 
 
 def _scaling_phase(K, epsilon, a, b, max_iter):
-    """Log-domain updates at a falling epsilon. Returns psi at the wanted epsilon and the iterations spent."""
-    spread = float(K.max() - K.min())
-    current = max(_START * spread, epsilon)
-    phi, psi = torch.zeros_like(a), torch.zeros_like(b)
+    """One log-domain iteration at each of a falling row of epsilons. Returns psi at the wanted epsilon and the iterations spent."""
+    current = max(_START * float(K.max() - K.min()), epsilon)
+    psi = b.log2() - _log2_sum_columns(K, _log2_scale(current))  # no column starts out of reach
     n_iter = 0
-    while n_iter < max_iter - 2:
-        scale = _log2_scale(current)
-        for _ in range(2):
-            phi = a.log2() - _log2_sum_rows(K, scale, psi)
-            psi = b.log2() - _log2_sum_columns(K, scale, phi)
-        n_iter += 2
+    while n_iter < max_iter - 1:
+        psi = _fused_iteration(K, _log2_scale(current), psi, a, b)
+        n_iter += 1
         if current == epsilon:
             break
         following = max(current / 2, epsilon)
         psi *= current / following
         current = following
-    return psi * (current / epsilon), n_iter
+    return psi, n_iter
 
 
 def _polishing_phase(K, epsilon, a, b, psi, tol, max_iter, n_iter):
@@ -209,26 +205,24 @@ def _store_kernel(K, epsilon, psi, G):
     return shift.to(psi.dtype)
 
 
-def _log2_sum_rows(K, scale, psi):
-    """``log2 sum_j 2^(scale K_ij + psi_j)``, shape (n,)."""
-    out, psi_k = torch.empty(K.shape[0], dtype=psi.dtype, device=K.device), psi.to(K.dtype)
+def _fused_iteration(K, scale, psi, a, b):
+    """One row and one column update of Sinkhorn in a single pass over K: the new psi, shape (m,)."""
+    psi_k, a_k = psi.to(K.dtype), a.to(K.dtype)
+    sums = torch.zeros_like(psi_k)
     for rows in row_blocks(K):
         block = torch.mul(K[rows], scale).add_(psi_k)
-        top = block.amax(dim=1, keepdim=True)
-        out[rows] = (block.sub_(top).clamp_(min=FLOOR).exp2_().sum(dim=1).log2() + top[:, 0]).to(psi.dtype)
-    return out
+        block.sub_(block.amax(dim=1, keepdim=True)).clamp_(min=FLOOR).exp2_()
+        sums += (a_k[rows] / block.sum(dim=1)) @ block  # column sums of the plan with exact rows
+    return psi + b.log2() - sums.to(psi.dtype).log2()
 
 
-def _log2_sum_columns(K, scale, phi):
-    """``log2 sum_i 2^(scale K_ij + phi_i)``, shape (m,); the maximum runs along with the blocks."""
-    top = K.new_full((K.shape[1],), -math.inf)
-    total = K.new_zeros(K.shape[1])
+def _log2_sum_columns(K, scale):
+    """``log2 sum_i 2^(scale K_ij)``, shape (m,), in float64 where the device has it."""
+    top = K.amax(dim=0)
+    total = torch.zeros_like(top)
     for rows in row_blocks(K):
-        block = torch.mul(K[rows], scale).add_(phi[rows, None].to(K.dtype))
-        higher = torch.maximum(top, block.amax(dim=0))
-        total = total * (top - higher).exp2() + block.sub_(higher).clamp_(min=FLOOR).exp2_().sum(dim=0)
-        top = higher
-    return (total.log2() + top).to(phi.dtype)
+        total += torch.sub(K[rows], top).mul_(scale).clamp_(min=FLOOR).exp2_().sum(dim=0)
+    return total.log2().to(_float64(K)) + scale * top.to(_float64(K))
 
 
 def _log2_scale(epsilon):
@@ -237,7 +231,7 @@ def _log2_scale(epsilon):
 
 def _marginal(weights, size, K, name):
     """A marginal in float64 (float32 where the device has none), uniform if None."""
-    dtype = torch.float32 if K.device.type == "mps" else torch.float64
+    dtype = _float64(K)
     if weights is None:
         return torch.full((size,), 1 / size, dtype=dtype, device=K.device)
     weights = torch.as_tensor(weights, dtype=dtype, device=K.device).detach()
@@ -246,3 +240,8 @@ def _marginal(weights, size, K, name):
     if not (torch.isfinite(weights).all() and (weights >= 0).all() and weights.sum() > 0):
         raise ValueError(f"The marginal `{name}` must hold finite weights >= 0 with a positive sum.")
     return weights
+
+
+def _float64(K):
+    """float64, or float32 on a device that has none."""
+    return torch.float32 if K.device.type == "mps" else torch.float64

@@ -1,0 +1,323 @@
+"""Laws of SOTAlignTransformer, SOTAlign and ContrastiveTeacher beyond those every aligner keeps."""
+
+import re
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.decomposition import PCA
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.frozen import FrozenEstimator
+from sklearn.model_selection import GridSearchCV, PredefinedSplit
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+import skalign._trained
+from skalign import CCATeacher, ContrastiveTeacher, ProcrustesTeacher, SOTAlign, SOTAlignTransformer
+from skalign.datasets import load_emoji, make_two_views
+from skalign.metrics import mean_recall
+
+
+@pytest.fixture(scope="module")
+def data():
+    """60 pairs, then free rows; 9 and 13 columns; a nonlinear, noisy truth, so that nobody is perfect."""
+    return make_two_views(60, 150, 170, 200, n_features_x=9, n_features_y=13, n_latent=6, noise=0.3, random_state=0)
+
+
+def fitted(data, estimator=SOTAlignTransformer, **settings):
+    return estimator(**{"max_iter": 10, "random_state": 0, **settings}).fit(data.X, data.Y, data.paired_idx)
+
+
+def test_alpha_zero_is_exactly_sail(data):
+    settings = {"learning_rate": 1e-3, "n_components": 5, "early_stopping": True}
+    sail = fitted(data, ContrastiveTeacher, **settings)
+    sotalign = fitted(data, alpha=0, **settings)
+    assert sotalign.teacher_ is None
+    for name, weights in sail.x_head_.items():
+        assert_array_equal(sotalign.x_head_[name], weights)
+    assert_array_equal(sotalign.transform_y(data.Y_test), sail.transform_y(data.Y_test))
+    assert sotalign.loss_curve_["siglip"] == sail.loss_curve_["siglip"]
+
+
+def test_unpaired_rows_help_on_emoji():
+    data = load_emoji()
+    teacher = CCATeacher().fit(data.X, data.Y, data.paired_idx)
+    aligner = SOTAlign(random_state=0, max_iter=60).fit(data.X, data.Y, data.paired_idx)
+    before, after = (mean_recall(*e.transform(data.X_test, data.Y_test), data.test_idx) for e in (teacher, aligner))
+    assert after > before + 0.02
+
+
+@pytest.mark.parametrize("divergence", ["klot", "info_nce", "cka"])
+def test_training_lowers_the_divergence_to_the_teacher(data, divergence):
+    settings = {"init": "random", "alpha": 100, "learning_rate": 5e-3, "max_iter": 40}
+    curve = fitted(data, divergence=divergence, **settings).loss_curve_["divergence"]
+    assert curve[-1] < 0.9 * curve[0]
+
+
+def test_heads_start_at_the_teacher(data):
+    aligner = fitted(data, teacher=CCATeacher(center="all"), learning_rate=1e-12, max_iter=1)
+    F, G = aligner.teacher_.transform(data.X_test, data.Y_test)
+    k = aligner.teacher_.n_components_
+    x_head = (aligner._prepared_x(data.X_test) @ aligner.x_coef_ + aligner.x_intercept_)[:, :k]
+    y_head = (aligner._prepared_y(data.Y_test) @ aligner.y_coef_ + aligner.y_intercept_)[:, :k]
+    assert_allclose(x_head / np.linalg.norm(x_head, axis=1, keepdims=True), F, atol=1e-5)
+    assert_allclose(y_head / np.linalg.norm(y_head, axis=1, keepdims=True), G, atol=1e-5)
+
+
+@pytest.mark.parametrize("settings", [{"head": "mlp"}, {"teacher": CCATeacher(normalize=False)}])
+def test_heads_that_cannot_start_at_the_teacher_say_so(data, settings):
+    assert fitted(data, **settings).n_iter_ == 10  # "auto" starts at random weights
+    with pytest.raises(ValueError, match="init='teacher' needs linear heads and a linear teacher"):
+        fitted(data, init="teacher", **settings)
+
+
+def test_a_frozen_teacher_is_used_as_it_is(data):
+    teacher = ProcrustesTeacher(n_components=4).fit(data.X, data.Y, data.paired_idx)
+    coef = teacher.x_coef_.copy()
+    aligner = SOTAlignTransformer(FrozenEstimator(teacher), max_iter=3, random_state=0)
+    aligner.fit(data.X[:80], data.Y[:80], data.paired_idx[:20])
+    assert_array_equal(aligner.teacher_.x_coef_, coef)
+    assert aligner.teacher_.n_pairs_ == 60
+
+
+@pytest.mark.parametrize("name", ["cca", "procrustes", "contrastive", "auto"])
+def test_teachers_by_name(data, name):
+    classes = {
+        "cca": CCATeacher,
+        "procrustes": ProcrustesTeacher,
+        "contrastive": ContrastiveTeacher,
+        "auto": CCATeacher,
+    }
+    assert isinstance(fitted(data, SOTAlign, teacher=name, max_iter=2).teacher_, classes[name])
+
+
+@pytest.mark.parametrize(
+    "head", ["linear", "layernorm", "mlp", lambda d_in, d_out: torch.nn.Linear(d_in, d_out, bias=False)]
+)
+def test_every_head_embeds_and_comes_back_from_its_arrays(data, head):
+    aligner = fitted(data, head=head, n_components=5)
+    assert aligner.transform(data.X_test).shape == (200, 5)
+    assert all(isinstance(array, np.ndarray) for array in aligner.x_head_.values())
+    assert hasattr(aligner, "x_coef_") == (head == "linear")
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "lion", torch.optim.SGD])
+def test_optimisers_by_name_and_by_class(data, optimizer):
+    curve = fitted(data, optimizer=optimizer, max_iter=30, init="random").loss_curve_["loss"]
+    assert curve[-1] < curve[0]
+
+
+def test_one_seed_gives_one_fit_and_another_seed_another(data):
+    one, same, other = (fitted(data, init="random", batch_size_unpaired=32, random_state=seed) for seed in (3, 3, 4))
+    assert_array_equal(one.transform(data.X_test), same.transform(data.X_test))
+    assert np.abs(one.transform(data.X_test) - other.transform(data.X_test)).max() > 1e-3
+
+
+def test_batch_sizes_may_differ_between_the_views(data):
+    sizes = []
+
+    class Spy(torch.nn.Linear):
+        def forward(self, x):
+            sizes.append(len(x))
+            return super().forward(x)
+
+    fitted(data, head=Spy, batch_size_unpaired=(7, 11), max_iter=1)
+    assert {7, 11, 60} <= set(sizes)
+
+
+def test_a_view_without_unpaired_rows_lends_its_pairs(data):
+    X, Y = data.X[:60], data.Y[:60]
+    aligner = SOTAlignTransformer(max_iter=5, random_state=0).fit(X, Y, Y_unpaired=data.Y[60:])
+    assert aligner.loss_curve_["divergence"][0] > 0
+    assert SOTAlignTransformer(max_iter=5).fit(X, Y).n_pairs_ == 60
+
+
+def test_early_stopping_keeps_the_best_state_and_hides_the_held_out_pairs(data):
+    aligner = fitted(data, early_stopping=True, validation_fraction=0.25, max_iter=60)
+    curve = aligner.loss_curve_["validation"]
+    assert len(curve) == 6
+    assert aligner.best_iter_ == 10 * (1 + int(np.argmax(curve)))
+    assert aligner.teacher_.n_pairs_ == 45
+    assert aligner.n_pairs_ == 60
+
+
+def test_early_stopping_needs_two_pairs(data):
+    with pytest.raises(ValueError, match="`early_stopping` holds pairs out and needs two"):
+        SOTAlignTransformer(early_stopping=True).fit(data.X, data.Y, [[0, 0], [0, 1]])
+
+
+def test_ctrl_c_keeps_the_steps_done_and_leaves_a_fitted_estimator(data, monkeypatch):
+    train = skalign._trained.train_heads
+
+    def interrupted(*args, report, **kwargs):
+        def report_then_interrupt(record):
+            report(record)
+            if record.n_iter == 4:
+                raise KeyboardInterrupt
+
+        return train(*args, report=report_then_interrupt, **kwargs)
+
+    monkeypatch.setattr(skalign._trained, "train_heads", interrupted)
+    with pytest.warns(ConvergenceWarning, match="interrupted after 4 of 10 steps; the best state so far"):
+        aligner = fitted(data, SOTAlign)
+    assert aligner.n_iter_ == 4
+    assert np.isfinite(aligner.transform(data.X_test)).all()
+
+
+def test_a_step_to_infinity_keeps_the_last_finite_state(data):
+    with pytest.warns(ConvergenceWarning, match="Lower `learning_rate`"):
+        aligner = fitted(data, learning_rate=1e38, warmup=0.0, optimizer=torch.optim.SGD)
+    assert np.isfinite(aligner.transform(data.X_test)).all()
+
+
+def test_plans_that_miss_their_tolerance_are_reported_with_the_knob(data):
+    message = (
+        r"10 of 10 plans of the teacher \(epsilon_teacher=0.002\).*Raise `sinkhorn_max_iter`, `sinkhorn_tol_teacher`"
+    )
+    with pytest.warns(ConvergenceWarning, match=message):
+        aligner = fitted(data, epsilon_teacher=0.002, sinkhorn_max_iter=3, sinkhorn_tol=0.5)
+    assert aligner.sinkhorn_error_["teacher"] > 1e-3
+
+
+def test_verbose_shows_loss_recall_and_time_left(data, capsys):
+    fitted(data, verbose=1, early_stopping=True, max_iter=20)
+    shown = capsys.readouterr().err
+    assert re.search(r"SOTAlignTransformer: 100%.*20/20 \[\d\d:\d\d<.*loss=[\d.]+, validation recall=[\d.]+", shown)
+
+
+def test_silent_when_not_verbose(data, capsys):
+    fitted(data, SOTAlign)
+    out, err = capsys.readouterr()
+    assert out == err == ""
+
+
+def test_transformers_see_all_rows_and_may_change_the_width(data):
+    aligner = fitted(data, SOTAlign, x_transformer=PCA(5), y_transformer=StandardScaler(), n_components=4)
+    assert aligner.x_transformer_.n_samples_ == len(data.X)
+    assert aligner.transform(data.X_test, data.Y_test)[1].shape == (200, 4)
+
+
+def test_auto_preprocessing_standardises_mixed_units_and_leaves_embeddings_alone(data):
+    mixed = data.X * np.logspace(0, 4, 9)
+    aligner = SOTAlign(max_iter=2).fit(mixed, data.Y, data.paired_idx)
+    assert isinstance(aligner.x_transformer_, StandardScaler)
+    assert aligner.y_transformer_ is None
+
+
+def test_missing_rows_pass_preprocessing(data):
+    X = np.concatenate([data.X, np.full((3, 9), np.nan)])
+    aligner = fitted(data, SOTAlign, x_transformer=PCA(5))
+    with_gaps = SOTAlign(x_transformer=PCA(5), max_iter=10, random_state=0).fit(X, data.Y, data.paired_idx)
+    assert_allclose(with_gaps.transform(data.X_test), aligner.transform(data.X_test), atol=1e-6)
+
+
+def test_scale_of_the_raw_embeddings_does_not_matter(data):
+    aligner = fitted(data, SOTAlign)
+    scaled = SOTAlign(max_iter=10, random_state=0).fit(1e6 * data.X, 1e-6 * data.Y, data.paired_idx)
+    assert_allclose(scaled.transform(1e6 * data.X_test), aligner.transform(data.X_test), atol=1e-5)
+
+
+# -- a mask in searches and pipelines ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def table(data):
+    """One row-aligned table: 60 pairs scattered among 150 rows, the other rows unpaired."""
+    order = np.random.default_rng(0).permutation(150)
+    return data.X[:150][order], data.Y[:150][order], (np.arange(150) < 60)[order]
+
+
+class MaskSpy(ProcrustesTeacher):
+    """Keeps what `fit` was given, to see whether the mask followed its rows."""
+
+    seen = None
+
+    def fit(self, X, Y, paired_idx=None, **pools):
+        type(self).seen.append((X.copy(), Y.copy(), paired_idx.copy()))
+        return super().fit(X, Y, paired_idx, **pools)
+
+
+def test_a_mask_follows_its_rows_through_grid_search_and_a_scaler_pipeline(table):
+    X, Y, mask = table
+    MaskSpy.seen = []
+    fold = np.where(mask, np.arange(150) % 3, -1)  # unpaired rows stay in every training part
+    pipeline = make_pipeline(StandardScaler(), MaskSpy())
+    search = GridSearchCV(pipeline, {"maskspy__n_components": [2, 6]}, cv=PredefinedSplit(fold), error_score="raise")
+    search.fit(X, Y, maskspy__paired_idx=mask)
+    assert len(MaskSpy.seen) == 7  # 2 candidates, 3 folds, 1 refit
+    for X_fold, Y_fold, mask_fold in MaskSpy.seen:
+        rows = [int(np.flatnonzero((Y == y).all(axis=1))[0]) for y in Y_fold]
+        assert_array_equal(mask_fold, mask[rows])
+        assert_allclose(X_fold, StandardScaler().fit(X[rows]).transform(X[rows]))
+    assert search.best_params_ == {"maskspy__n_components": 6}
+    assert search.best_score_ > 0.3
+    F = search.best_estimator_.transform(X)
+    assert F.shape == (150, 6)
+
+
+def test_grid_search_over_the_hyperparameters_of_sotalign(table):
+    X, Y, mask = table
+    fold = np.where(mask, np.arange(150) % 2, -1)
+    grid = {"alpha": [1.0, 30.0], "teacher__n_components": [2, 6]}
+    search = GridSearchCV(
+        SOTAlignTransformer(CCATeacher(), max_iter=10, random_state=0),
+        grid,
+        cv=PredefinedSplit(fold),
+        error_score="raise",
+    ).fit(X, Y, paired_idx=mask)
+    assert search.best_params_["teacher__n_components"] == 6
+    assert len(search.cv_results_["params"]) == 4
+
+
+def test_integers_inside_cross_validation_are_caught_where_they_leave_the_fold(table):
+    X, Y, mask = table
+    search = GridSearchCV(ProcrustesTeacher(), {"n_components": [2]}, cv=3, error_score="raise")
+    with pytest.raises(ValueError, match="Inside cross-validation"):
+        search.fit(X, Y, paired_idx=np.flatnonzero(mask))
+
+
+# -- bad input -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epsilon": 0.0}, "The 'epsilon' parameter of SOTAlign must be a float in the range (0.0, inf)"),
+        ({"epsilon_teacher": -1.0}, "The 'epsilon_teacher' parameter of SOTAlign must be"),
+        ({"teacher": "ridge"}, "The 'teacher' parameter of SOTAlign must be a str among"),
+        ({"device": "gpu9"}, "`device` must be 'auto', 'cpu', 'cuda', 'cuda:0' or 'mps', but it is 'gpu9'"),
+        ({"batch_size_unpaired": (3, 0)}, "`batch_size_unpaired` must be an integer of at least 1, or two of them"),
+        (
+            {"head": lambda d_in, d_out: torch.nn.Linear(d_in, d_out + 1)},
+            "A head factory must return a module that maps",
+        ),
+    ],
+)
+def test_bad_settings_are_refused(data, settings, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        fitted(data, SOTAlign, **settings)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is there")
+def test_cuda_asked_for_and_absent_is_refused(data):
+    with pytest.raises(ValueError, match="torch sees 0 CUDA devices here. Use device='auto' or 'cpu'"):
+        fitted(data, SOTAlign, device="cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cpu_and_cuda_agree(data):
+    cpu, cuda = (fitted(data, SOTAlign, device=device) for device in ("cpu", "cuda"))
+    assert_allclose(cuda.transform(data.X_test), cpu.transform(data.X_test), atol=1e-3)
+
+
+def test_extreme_but_finite_views_stay_finite(data):
+    X = data.X.astype(np.float32)
+    X[70] *= 1e30
+    X[71] = 1e-38
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        aligner = SOTAlign(x_transformer=None, max_iter=5).fit(X, data.Y, data.paired_idx)
+        assert np.isfinite(aligner.transform(X)).all()

@@ -106,13 +106,7 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         """Check everything `fit` was given; returns `PairedViews` in float32 or float64."""
         Y = self._required(Y)
         X = validate_data(self, to_numpy(X), dtype=_FLOATS, ensure_all_finite="allow-nan")
-        names_y = _get_feature_names(Y)
         Y = self._check_y(Y, allow_nan=True, reset=True)
-        self.n_features_in_y_ = Y.shape[1]
-        if names_y is not None:
-            self.feature_names_in_y_ = names_y
-        elif hasattr(self, "feature_names_in_y_"):
-            del self.feature_names_in_y_
         X_pool = _check_pool(X_unpaired, X.shape[1], "X")
         Y_pool = _check_pool(Y_unpaired, Y.shape[1], "Y")
         views = judge_pairs(X, Y, to_numpy(paired_idx), X_pool, Y_pool)
@@ -150,14 +144,27 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         return validate_data(self, to_numpy(X), reset=False, dtype=_FLOATS, ensure_all_finite=finite)
 
     def _check_y(self, Y, allow_nan=False, reset=False):
-        Y = to_numpy(Y)
+        names = _get_feature_names(Y)
         finite = "allow-nan" if allow_nan else True
+        Y = to_numpy(Y)
         Y = check_array(Y, dtype=_FLOATS, ensure_2d=False, ensure_all_finite=finite, input_name="Y", estimator=self)
         Y = Y.reshape(-1, 1) if Y.ndim == 1 else Y
-        if not reset and Y.shape[1] != self.n_features_in_y_:
+        if reset:
+            self.n_features_in_y_ = Y.shape[1]
+            self.__dict__.pop("feature_names_in_y_", None)
+            if names is not None:
+                self.feature_names_in_y_ = names
+            return Y
+        if Y.shape[1] != self.n_features_in_y_:
             raise ValueError(
                 f"Y has {Y.shape[1]} features, but {type(self).__name__} is expecting {self.n_features_in_y_} features "
                 "as the second view. Pass the view that was given as Y in `fit`."
+            )
+        fitted = getattr(self, "feature_names_in_y_", names)
+        if names is not None and list(names) != list(fitted):
+            raise ValueError(
+                f"The columns of Y must be those of `fit` in their order, {list(fitted)[:5]} ..., but they are "
+                f"{list(names)[:5]} .... Reorder them: Y[aligner.feature_names_in_y_]."
             )
         return Y
 

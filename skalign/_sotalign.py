@@ -280,7 +280,7 @@ class SOTAlignTransformer(TrainedAligner):
                     f"marginal error is {divergence.worst_error[who]:.1e}. Raise `sinkhorn_max_iter`, `{knob}` or the "
                     "epsilon.",
                     ConvergenceWarning,
-                    stacklevel=3,
+                    stacklevel=4,
                 )
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from sklearn.base import _fit_context
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
+from threadpoolctl import threadpool_limits
 
 from ._base import BaseAligner
 from ._core.linear import procrustes, ridge_cca, rounding_noise, thin_view
@@ -17,6 +18,8 @@ from ._pairs import group_pairs
 _RIDGES = 10.0 ** np.arange(-2, 3.5, 0.5)  # multiples of a view's mean eigenvalue; far above the usual grids on purpose
 
 _RANKINGS = 1000  # held-out pairs to rank at least: fewer pairs are dealt into folds more often, up to five times
+
+_MANY = 1000  # pairs from which on the linear algebra of the cross-validation is worth more than one thread
 
 
 class _LinearTeacher(BaseAligner):
@@ -65,21 +68,21 @@ class _LinearTeacher(BaseAligner):
         A, B = self._thin_views(views)
         if 0 in (A.s.size, B.s.size):
             warnings.warn(
-                f"The {self.n_pairs_} paired rows of {'X' if A.s.size == 0 else 'Y'} do not vary after centring, so the "
-                "means are left in and one direction remains. Pass at least two distinct pairs.",
+                f"The paired rows of {'X' if A.s.size == 0 else 'Y'} ({self.n_pairs_}) do not vary, so the means of both "
+                "views are left in and one direction remains. Pass at least two distinct pairs.",
                 UserWarning,
                 stacklevel=3,
             )
             self.x_mean_, self.y_mean_ = np.zeros_like(self.x_mean_), np.zeros_like(self.y_mean_)
             A, B = self._thin_views(views)
         maps = self._solve(views, A, B)
-        self.x_coef_, self.y_coef_, self.singular_values_ = maps
-        self.n_components_ = len(maps.s)
-        if self.n_components_ == 0:
+        if len(maps.s) == 0:
             raise ValueError(
                 "The paired rows of X and Y share no direction: their cross-covariance is zero. "
                 "Expected pairs that vary together; check `paired_idx` and that no view is constant or zero."
             )
+        self.x_coef_, self.y_coef_, self.singular_values_ = maps
+        self.n_components_ = len(maps.s)
         if self.n_components is not None and self.n_components_ < self.n_components:
             warnings.warn(
                 f"{self.n_pairs_} pairs support {self.n_components_} directions, fewer than n_components="
@@ -253,18 +256,21 @@ class CCATeacher(_LinearTeacher):
 
     def _choose_reg(self, views, A, B):
         """Ridge of both views, by cross-validation on the pairs; the middle of the grid where they cannot tell."""
-        scores = cross_validated_ridge(
-            self._scaled(views.X_pairs),
-            self._scaled(views.Y_pairs),
-            views.pairs,
-            group_pairs(views.pairs),
-            _RIDGES,
-            n_components=self.n_components,
-            power=self.power,
-            n_folds=self.cv,
-            n_repeats=int(np.clip(_RANKINGS / len(views.pairs), 1, 5)),
-            rng=check_random_state(self.random_state),
-        )
+        n_pairs = len(views.pairs)
+        # threads cost more than they bring on small matrices, and by far more if others want the cores too
+        with threadpool_limits(1 if n_pairs < _MANY else None, user_api="blas"):
+            scores = cross_validated_ridge(
+                self._scaled(views.X_pairs),
+                self._scaled(views.Y_pairs),
+                views.pairs,
+                group_pairs(views.pairs),
+                _RIDGES,
+                n_components=self.n_components,
+                power=self.power,
+                n_folds=self.cv,
+                n_repeats=int(np.clip(_RANKINGS / n_pairs, 1, 5)),
+                rng=check_random_state(self.random_state),
+            )
         self.cv_results_ = {"multiple": _RIDGES.copy(), "mean_reciprocal_rank": scores}
         best = _RIDGES[np.argmax(scores)] if np.ptp(scores) > 0 else _RIDGES[len(_RIDGES) // 2]
         return best * A.mean_eigenvalue, best * B.mean_eigenvalue

@@ -310,14 +310,14 @@ def _warn_of_ending(record, max_iter):
         warnings.warn(
             f"`fit` was interrupted after {record.n_iter} of {max_iter} steps; {kept}.",
             ConvergenceWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
     elif record.ended == "diverged":
         warnings.warn(
             f"A step made the weights infinite after {record.n_iter} of {max_iter} steps; {kept}. "
             "Lower `learning_rate`, or check the views for extreme values.",
             ConvergenceWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
 
 

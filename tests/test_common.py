@@ -107,6 +107,8 @@ def test_fit_takes_frames_and_tensors(aligner, data):
     assert list(frames.feature_names_in_[:2]) == ["x0", "x1"]
     assert list(frames.feature_names_in_y_[:2]) == ["y0", "y1"]
     assert_allclose(frames.transform(pd.DataFrame(data.X_test).add_prefix("x")), expected, **LAW[np.float32])
+    with pytest.raises(ValueError, match="The columns of Y must be those of `fit` in their order"):
+        frames.transform_y(pd.DataFrame(data.Y_test).add_prefix("y").iloc[:, ::-1])
     tensors = clone(aligner).fit(torch.from_numpy(data.X), torch.from_numpy(data.Y), torch.from_numpy(data.paired_idx))
     assert_allclose(tensors.transform(data.X_test), expected, **LAW[np.float32])
 

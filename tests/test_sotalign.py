@@ -248,7 +248,7 @@ def test_a_mask_follows_its_rows_through_grid_search_and_a_scaler_pipeline(table
     search.fit(X, Y, maskspy__paired_idx=mask)
     assert len(MaskSpy.seen) == 7  # 2 candidates, 3 folds, 1 refit
     for X_fold, Y_fold, mask_fold in MaskSpy.seen:
-        rows = [int(np.flatnonzero((Y == y).all(axis=1))[0]) for y in Y_fold]
+        rows = [int(np.flatnonzero((y == Y).all(axis=1))[0]) for y in Y_fold]
         assert_array_equal(mask_fold, mask[rows])
         assert_allclose(X_fold, StandardScaler().fit(X[rows]).transform(X[rows]))
     assert search.best_params_ == {"maskspy__n_components": 6}

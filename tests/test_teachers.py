@@ -145,7 +145,7 @@ def test_pairs_support_one_direction_less_than_their_number(teacher, views, p, k
 @every_teacher
 def test_one_pair_gives_one_direction_and_a_warning(teacher, views):
     X, Y = views
-    with warned("1 paired rows of X do not vary", "one direction remains", "at least two distinct pairs"):
+    with warned("The paired rows of X (1) do not vary", "one direction remains", "at least two distinct pairs"):
         teacher.fit(X, Y, [4])
     assert teacher.n_components_ == 1
     assert_array_equal(teacher.x_mean_, 0)  # the means are left in
@@ -166,7 +166,7 @@ def test_two_pairs_stand_on_opposite_sides(teacher, views):
 @every_teacher
 def test_copies_of_one_pair_are_one_pair(teacher, views):
     X, Y = views
-    with warned("3 paired rows of X do not vary"):
+    with warned("The paired rows of X (3) do not vary"):
         teacher.fit(X[[4, 4, 4]], Y[[4, 4, 4]])
     assert teacher.n_components_ == 1
 
@@ -219,7 +219,7 @@ def test_constant_columns_change_nothing(teacher, views):
 def test_constant_view_keeps_one_direction_and_warns(teacher, views, rng, side, dtype):
     views = [view.astype(dtype) for view in views]
     views[side][:] = rng.normal(size=views[side].shape[1])
-    with warned(f"20 paired rows of {'XY'[side]} do not vary after centring"):
+    with warned(f"The paired rows of {'XY'[side]} (20) do not vary"):
         teacher.fit(*views)
     assert teacher.n_components_ == 1
     for embedded in teacher.transform(*views):

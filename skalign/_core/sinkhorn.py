@@ -123,7 +123,7 @@ def _solve(K, epsilon, a, b, tol, max_iter):
 
 
 def _scaling_phase(K, epsilon, a, b, max_iter):
-    """One log-domain iteration at each of a falling row of epsilons. Returns psi at the wanted epsilon and the iterations spent."""
+    """One log-domain iteration at each of ever smaller epsilons; returns the last psi and the iterations spent."""
     current = max(_START * float(K.max() - K.min()), epsilon)
     psi = b.log2() - _log2_sum_columns(K, _log2_scale(current))  # no column starts out of reach
     n_iter = 0

@@ -392,10 +392,10 @@ def test_seed_decides_everything(views):
 
 
 def test_global_random_state_stays(views, held_out):
-    before, numpy_before = torch.get_rng_state(), np.random.get_state()[1]  # noqa: NPY002
+    before, numpy_before = torch.get_rng_state(), np.random.get_state()[1]
     trained(with_held_out(views, held_out), alpha=1.0, divergence=klot())
     assert torch.equal(torch.get_rng_state(), before)
-    assert_array_equal(np.random.get_state()[1], numpy_before)  # noqa: NPY002
+    assert_array_equal(np.random.get_state()[1], numpy_before)
 
 
 def test_given_views_are_left_as_they_were(views):

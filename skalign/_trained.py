@@ -86,11 +86,8 @@ class TrainedAligner(BaseAligner):
         if alpha > 0:
             fitted = teacher(pairs)
             if self._starts_from(fitted):
-                k = min(fitted.n_components_, self.n_components_)
-                for head, view in ((head_x, "x"), (head_y, "y")):
-                    coef = getattr(fitted, f"{view}_coef_")[:, :k]
-                    moved = getattr(self, f"{view}_mean_") - getattr(fitted, f"{view}_mean_")
-                    start_from(head, coef, moved @ coef + getattr(fitted, f"{view}_intercept_", np.zeros(k))[:k])
+                self._start(head_x, fitted, "x")
+                self._start(head_y, fitted, "y")
             # a view without unpaired rows lends its paired ones, so that the other view's still count
             X = views.X_unpaired if len(views.X_unpaired) else views.X[np.unique(pairs[:, 0])]
             Y = views.Y_unpaired if len(views.Y_unpaired) else views.Y[np.unique(pairs[:, 1])]
@@ -108,9 +105,7 @@ class TrainedAligner(BaseAligner):
             held_out=None if held_out is None else _held_out(views, held_out, tensor_x, tensor_y),
             **unpaired,
         )
-        optimizer = (
-            OPTIMIZERS.get(self.optimizer, self.optimizer) if isinstance(self.optimizer, str) else self.optimizer
-        )
+        optimizer = OPTIMIZERS[self.optimizer] if isinstance(self.optimizer, str) else self.optimizer
         with _progress(self.verbose, type(self).__name__, self.max_iter) as report:
             record = train_heads(
                 head_x,
@@ -146,6 +141,13 @@ class TrainedAligner(BaseAligner):
                 f"{self.head_!r} and the teacher {type(teacher).__name__}. Use init='auto' or 'random'."
             )
         return possible
+
+    def _start(self, head, teacher, view):
+        """Give a linear head the teacher's map of one view; the means of the two may differ (`center`)."""
+        k = min(teacher.n_components_, self.n_components_)
+        coef = getattr(teacher, f"{view}_coef_")[:, :k]
+        moved = getattr(self, f"{view}_mean_") - getattr(teacher, f"{view}_mean_")
+        start_from(head, coef, moved @ coef + getattr(teacher, f"{view}_intercept_", np.zeros(k))[:k])
 
     def _embed_x(self, X):
         return self._embed(self.x_head_, self._prepared_x(X))

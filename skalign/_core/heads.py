@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 HEADS = ("linear", "layernorm", "mlp")
+_SPARE = 0.03  # of its random weights that an output keeps for which the teacher has no direction
 
 
 def build_head(kind, d_in, d_out, seed):
@@ -46,12 +47,12 @@ def start_from(head, coef, intercept):
     """Give the first outputs of a linear head the map ``x @ coef + intercept``, scaled to columns of length 1 on average.
 
     Cosines do not see the scale; a common one keeps the optimiser's steps small beside the weights. Outputs beyond
-    those of `coef` start at a tenth of their random weights.
+    those of `coef` keep a little of their random weights: at 0 on both sides they would never move.
     """
     gain = coef.shape[1] ** 0.5 / np.linalg.norm(coef)
     k = coef.shape[1]
     with torch.no_grad():
-        head.weight[k:] *= 0.1
+        head.weight[k:] *= _SPARE
         head.weight[:k] = torch.as_tensor(gain * coef.T)
         head.bias[:k] = torch.as_tensor(gain * intercept)
 

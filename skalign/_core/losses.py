@@ -1,13 +1,13 @@
 """The losses besides KLOT, as plain functions of torch tensors. Knows torch, knows nothing of estimators."""
 
 import torch
-from torch.nn.functional import log_softmax, logsigmoid
+from torch.nn.functional import binary_cross_entropy_with_logits, log_softmax
 
 
 def siglip(K, matches, scale, bias):
     r"""Sigmoid loss :math:`-\frac{1}{n} \sum_{ij} \log\sigma(z_{ij} (s K_{ij} + b))`; see `skalign.losses.siglip`."""
-    sign = 2 * matches.to(K.dtype) - 1  # z: +1 for a match, -1 otherwise, (n, m)
-    return -logsigmoid(sign * (scale * K + bias)).sum() / K.shape[0]
+    # log sigma(x) for a match and log sigma(-x) = log(1 - sigma(x)) otherwise: the binary cross-entropy
+    return binary_cross_entropy_with_logits(scale * K + bias, matches.to(K.dtype), reduction="sum") / K.shape[0]
 
 
 def info_nce(K, K_teacher, epsilon, epsilon_teacher, symmetric=True):

@@ -66,7 +66,8 @@ class SOTAlignTransformer(TrainedAligner):
     batch_size_unpaired : int or pair of int, default=1024
         Rows per step from the unpaired rows of X and of Y. A view without unpaired rows lends its paired ones.
     n_components : int, default=None
-        Dimension of the shared space; None is ``min(d_x, d_y, 1024)``.
+        Dimension of the shared space; None is that of the teacher where the heads start there, else
+        ``min(d_x, d_y, 1024)``.
     head : {"linear", "layernorm", "mlp"} or callable, default="linear"
         Map of each view: linear; LayerNorm, then linear; Linear-GELU-Linear; or a factory ``head(d_in, d_out)`` that
         returns a `torch.nn.Module`.
@@ -306,7 +307,8 @@ class SOTAlign(BaseAligner):
     epsilon, epsilon_teacher : float, default=0.1 and 0.02
         Entropic temperatures of the student's and of the teacher's plan.
     n_components : int, default=None
-        Dimension of the shared space; None is ``min(d_x, d_y, 1024)`` after preprocessing.
+        Dimension of the shared space; None is that of the teacher where the heads start there, else
+        ``min(d_x, d_y, 1024)`` after preprocessing.
     head : {"linear", "layernorm", "mlp"} or callable, default="linear"
         Map of each view.
     learning_rate : float, default=5e-4

@@ -71,10 +71,17 @@ class TrainedAligner(BaseAligner):
         pairs, held_out = self._split(views, rng)
         seed_x, seed_y, seed_batches = rng.randint(2**31 - 1, size=3).tolist()
         self._fit_means(views)
-        self.n_components_ = self.n_components or min(self.n_features_in_, self.n_features_in_y_, _MAX_DIMENSION)
         self.head_ = self.head
+        fitted = teacher(pairs) if alpha > 0 else None
+        at_teacher = fitted is not None and self._starts_from(fitted)
+        limit = min(self.n_features_in_, self.n_features_in_y_, _MAX_DIMENSION)
+        self.n_components_ = self.n_components or (fitted.n_components_ if at_teacher else limit)
         head_x = build_head(self.head_, self.n_features_in_, self.n_components_, seed_x)
         head_y = build_head(self.head_, self.n_features_in_y_, self.n_components_, seed_y)
+
+        if at_teacher:
+            self._start(head_x, fitted, "x")
+            self._start(head_y, fitted, "y")
 
         def tensor_x(rows):
             return to_tensor(self._prepared_x(rows), device, torch.float32)
@@ -84,10 +91,6 @@ class TrainedAligner(BaseAligner):
 
         unpaired = {}
         if alpha > 0:
-            fitted = teacher(pairs)
-            if self._starts_from(fitted):
-                self._start(head_x, fitted, "x")
-                self._start(head_y, fitted, "y")
             # a view without unpaired rows lends its paired ones, so that the other view's still count
             X = views.X_unpaired if len(views.X_unpaired) else views.X[np.unique(pairs[:, 0])]
             Y = views.Y_unpaired if len(views.Y_unpaired) else views.Y[np.unique(pairs[:, 1])]

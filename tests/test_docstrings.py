@@ -1,0 +1,58 @@
+"""Laws of the documentation: every public name says what it takes, what it raises, and shows an example that runs."""
+
+import inspect
+
+import pytest
+
+import skalign
+import skalign.datasets
+import skalign.losses
+import skalign.metrics
+
+OBJECTS = {
+    f"{module.__name__}.{name}": getattr(module, name)
+    for module in (skalign, skalign.losses, skalign.metrics, skalign.datasets)
+    for name in module.__all__
+    if not inspect.ismodule(getattr(module, name))
+}
+ESTIMATORS = {name: thing for name, thing in OBJECTS.items() if hasattr(thing, "fit")}
+RESULTS = {"skalign.losses.SinkhornResult"}  # what a function returns has attributes; its maker shows the example
+
+
+def parameters(thing):
+    return [name for name in inspect.signature(thing).parameters if name not in ("self", "args", "kwargs")]
+
+
+def documented(thing, section):
+    """Names that stand left of " :" in a numpydoc section, in order."""
+    doc = inspect.getdoc(thing)
+    head = f"{section}\n{'-' * len(section)}\n"
+    if head not in doc:
+        return []
+    lines = doc.split(head, 1)[1].split("\n")
+    names = []
+    for line, following in zip(lines, [*lines[1:], ""], strict=True):
+        if following.startswith("---"):
+            break
+        if line and not line.startswith(" "):
+            names += [name.strip(" *") for name in line.split(" :")[0].split(",")]
+    return names
+
+
+@pytest.mark.parametrize("name", OBJECTS.keys() - RESULTS)
+def test_every_public_name_has_an_example(name):
+    assert "\nExamples\n--------\n>>> " in inspect.getdoc(OBJECTS[name])
+
+
+@pytest.mark.parametrize("name", OBJECTS.keys() - RESULTS)
+def test_parameters_are_documented_in_the_order_of_the_signature(name):
+    assert documented(OBJECTS[name], "Parameters") == parameters(OBJECTS[name])
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize("method", ["fit", "transform", "transform_y", "score"])
+def test_methods_say_what_they_take_give_and_raise(name, method):
+    function = getattr(ESTIMATORS[name], method)
+    assert documented(function, "Parameters") == parameters(function)
+    assert documented(function, "Returns")
+    assert documented(function, "Raises") == ["ValueError"]

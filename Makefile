@@ -9,13 +9,13 @@ STAMP = $(VENV)/.installed
 demo: $(STAMP)  ## align emoji pictures and names; print the table, draw the picture
 	MPLBACKEND=Agg $(BIN)/python examples/plot_1_emoji.py
 
-test: $(STAMP)  ## lint and run every test
+test: $(STAMP)  ## lint and run every test, one process a core
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 test-fast: $(STAMP)  ## leave the slow tests out
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow"
 
 lint: $(STAMP)  ## repair what ruff can repair
 	$(BIN)/ruff check --fix .

@@ -87,4 +87,3 @@ target = Path("output") / "emoji_search.png"
 target.parent.mkdir(exist_ok=True)
 figure.savefig(target, dpi=150)
 print(f"picture: {target}")
-plt.show()

@@ -1,6 +1,14 @@
 """The lazy door (PEP 562): names are fetched when asked; ``import skalign`` loads neither torch, sklearn nor ot."""
 
 import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # for editors and type checkers, which do not run __getattr__
+    from . import datasets, losses, metrics
+    from ._show_versions import show_versions
+    from ._sotalign import SOTAlign, SOTAlignTransformer
+    from ._teachers import CCATeacher, ProcrustesTeacher
+    from ._trained import ContrastiveTeacher
 
 __version__ = "0.1.0"
 

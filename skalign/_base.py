@@ -1,5 +1,6 @@
 """What every aligner shares: checking views, transform, transform_y, score and tags. Knows scikit-learn, not torch."""
 
+import functools
 import warnings
 
 import numpy as np
@@ -15,8 +16,51 @@ from ._pairs import judge_pairs
 _FLOATS = [np.float32, np.float64]  # in this order, so that float16 becomes float32
 
 
+def all_or_nothing(fit):
+    """A `fit` that fails leaves the estimator as it was: fitted as before, or not at all."""
+
+    @functools.wraps(fit)
+    def fit_or_restore(self, *args, **kwargs):
+        before = dict(vars(self))
+        try:
+            return fit(self, *args, **kwargs)
+        except BaseException:
+            vars(self).clear()
+            vars(self).update(before)
+            raise
+
+    return fit_or_restore
+
+
 class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Base class of aligners; a subclass fits its attributes and offers ``_embed_x(X)`` and ``_embed_y(Y)``."""
+
+    # with metadata routing on, a mask given to a search or pipeline reaches fit and score without further requests
+    __metadata_request__fit = {"paired_idx": True, "X_unpaired": True, "Y_unpaired": True}
+    __metadata_request__score = {"paired_idx": True}
+
+    def fit_transform(self, X, Y=None, paired_idx=None, *, X_unpaired=None, Y_unpaired=None, y=None):
+        """Fit, then map the rows of X alone into the shared space, as pipelines expect.
+
+        Parameters
+        ----------
+        X, Y, paired_idx, X_unpaired, Y_unpaired
+            As in `fit`.
+        y : array-like, default=None
+            Another name of Y, which some of scikit-learn's tools use.
+
+        Returns
+        -------
+        F : ndarray or Tensor of shape (n_x, n_components_)
+            Rows of unit length.
+
+        Raises
+        ------
+        ValueError
+            As in `fit`, and if a row of X is missing.
+        """
+        Y = self._required(y if Y is None else Y)
+        return self.fit(X, Y, paired_idx, X_unpaired=X_unpaired, Y_unpaired=Y_unpaired).transform(X)
 
     def transform(self, X, Y=None):
         """Map rows of X, and of Y if given, into the shared space.
@@ -63,7 +107,7 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             If Y is not finite or has another number of columns than in `fit`.
         """
         check_is_fitted(self)
-        return like_input(self._embed_y(self._check_y(Y)), Y)
+        return like_input(self._embed_y(self._check_y(self._required(Y))), Y)
 
     def score(self, X, Y=None, sample_weight=None, paired_idx=None, *, y=None):
         """MeanR@1 on the pairs present: how often the nearest row of the other view is a true match.
@@ -95,6 +139,7 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             If there is no pair, a view is not finite, or the weights do not fit.
         """
         check_is_fitted(self)
+        Y = self._required(y if Y is None else Y)
         views = judge_pairs(self._check_x(X, allow_nan=True), self._check_y(Y, allow_nan=True), to_numpy(paired_idx))
         x_rows, x_of = np.unique(views.pairs[:, 0], return_inverse=True)
         y_rows, y_of = np.unique(views.pairs[:, 1], return_inverse=True)
@@ -107,12 +152,10 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         Y = self._required(Y)
         X = validate_data(self, to_numpy(X), dtype=_FLOATS, ensure_all_finite="allow-nan")
         Y = self._check_y(Y, allow_nan=True, reset=True)
-        X_pool = _check_pool(X_unpaired, X.shape[1], "X")
-        Y_pool = _check_pool(Y_unpaired, Y.shape[1], "Y")
+        X_pool = _check_pool(X_unpaired, "X", X.shape[1], getattr(self, "feature_names_in_", None))
+        Y_pool = _check_pool(Y_unpaired, "Y", Y.shape[1], getattr(self, "feature_names_in_y_", None))
         views = judge_pairs(X, Y, to_numpy(paired_idx), X_pool, Y_pool)
         self.n_pairs_ = len(views.pairs)
-        for view, rows, name in ((views.X, views.pairs[:, 0], "X"), (views.Y, views.pairs[:, 1], "Y")):
-            _warn_zero_rows(view[rows], name)
         return views
 
     def _required(self, Y):
@@ -140,14 +183,13 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         return self._scaled(Y) - self.y_mean_.astype(Y.dtype)
 
     def _check_x(self, X, allow_nan=False):
-        finite = "allow-nan" if allow_nan else True
-        return validate_data(self, to_numpy(X), reset=False, dtype=_FLOATS, ensure_all_finite=finite)
+        X = validate_data(self, to_numpy(X), reset=False, dtype=_FLOATS, ensure_all_finite="allow-nan")
+        return X if allow_nan else _refuse_nan(X, "X")
 
     def _check_y(self, Y, allow_nan=False, reset=False):
         names = _get_feature_names(Y)
-        finite = "allow-nan" if allow_nan else True
-        Y = to_numpy(Y)
-        Y = check_array(Y, dtype=_FLOATS, ensure_2d=False, ensure_all_finite=finite, input_name="Y", estimator=self)
+        checks = {"ensure_2d": False, "ensure_all_finite": "allow-nan", "input_name": "Y", "estimator": self}
+        Y = check_array(to_numpy(Y), dtype=_FLOATS, **checks)
         Y = Y.reshape(-1, 1) if Y.ndim == 1 else Y
         if reset:
             self.n_features_in_y_ = Y.shape[1]
@@ -166,7 +208,7 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
                 f"The columns of Y must be those of `fit` in their order, {list(fitted)[:5]} ..., but they are "
                 f"{list(names)[:5]} .... Reorder them: Y[aligner.feature_names_in_y_]."
             )
-        return Y
+        return Y if allow_nan else _refuse_nan(Y, "Y")
 
     @property
     def _n_features_out(self):
@@ -180,10 +222,27 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         return tags
 
 
-def _check_pool(pool, n_features, name):
+def _refuse_nan(view, name):
+    """Rows that are to be embedded must be there; `fit` and `score` alone know what a missing row means."""
+    missing = np.isnan(view).any(axis=1)
+    if missing.any():
+        raise ValueError(
+            f"Input {name} contains NaN in {np.count_nonzero(missing)} of {len(view)} rows, the first being row "
+            f"{np.argmax(missing)}. A missing row cannot be embedded; pass the rows that are present."
+        )
+    return view
+
+
+def _check_pool(pool, name, n_features, feature_names):
     """A pool of unpaired rows as an array, or None."""
     if pool is None:
         return None
+    names = _get_feature_names(pool)
+    if names is not None and feature_names is not None and list(names) != list(feature_names):
+        raise ValueError(
+            f"The columns of `{name}_unpaired` must be those of {name} in their order, {list(feature_names)[:5]} ..., but "
+            f"they are {list(names)[:5]} .... Reorder them: {name}_unpaired[{name}.columns]."
+        )
     shape = getattr(pool, "shape", None) or (len(pool),)
     if shape[0] == 0:
         raise ValueError(f"`{name}_unpaired` has 0 rows. Pass at least one unpaired row, or leave it out (None).")
@@ -216,12 +275,14 @@ def _query_weights(sample_weight, views):
     return weights
 
 
-def _warn_zero_rows(rows, name):
-    n_zero = np.count_nonzero(~rows.any(axis=1))
-    if n_zero:
-        warnings.warn(
-            f"{n_zero} of the {len(rows)} paired rows of {name} are zero throughout; they have no direction, so their "
-            "cosine with anything is 0. Drop these pairs, or check the encoder.",
-            UserWarning,
-            stacklevel=5,  # past _judge, fit and scikit-learn's _fit_context
-        )
+def warn_zero_rows(views):
+    """Tell of paired rows that are zero throughout; to be called by what takes the pairs last, so that it is said once."""
+    for rows, name in ((views.X_pairs, "X"), (views.Y_pairs, "Y")):
+        n_zero = np.count_nonzero(~rows.any(axis=1))
+        if n_zero:
+            warnings.warn(
+                f"{n_zero} of the {len(rows)} paired rows of {name} are zero throughout; they have no direction, and stand "
+                "at the origin before centring. Drop these pairs, or check the encoder.",
+                UserWarning,
+                stacklevel=5,  # past fit and its two decorators
+            )

@@ -155,6 +155,10 @@ def check_pairs(paired_idx, n_x, n_y):
         )
     if idx.dtype == bool:
         return _pairs_from_mask(idx, n_x, n_y)
+    if idx.ndim == 1 and len(idx) == n_x > 2 and idx.min() >= 0 and idx.max() <= 1:
+        raise ValueError(
+            "`paired_idx` holds one 0 or 1 a row, which as integers are row numbers 0 and 1. For a mask pass .astype(bool)."
+        )
     if idx.ndim == 1:
         idx = np.column_stack([idx, idx])
     if idx.ndim != 2 or idx.shape[1] != 2:

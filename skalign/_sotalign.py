@@ -7,9 +7,10 @@ import numpy as np
 from sklearn.base import _fit_context, clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.preprocessing import StandardScaler
+from sklearn.utils import check_array, check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 
-from ._base import BaseAligner
+from ._base import BaseAligner, all_or_nothing
 from ._core.divergences import DIVERGENCES, Divergence
 from ._pairs import missing_rows
 from ._teachers import CCATeacher, ProcrustesTeacher
@@ -26,6 +27,10 @@ _SHARED = (  # settings that SOTAlign hands on to its second stage as they are
     "head",
     "learning_rate",
     "max_iter",
+    "sinkhorn_tol",
+    "sinkhorn_tol_teacher",
+    "sinkhorn_max_iter",
+    "batch_size",
     "batch_size_unpaired",
     "early_stopping",
     "device",
@@ -88,11 +93,11 @@ class SOTAlignTransformer(TrainedAligner):
         Fraction of the steps with rising learning rate; a cosine down to 0 follows.
     max_iter : int, default=200
         Training steps.
-    batch_size : int, default=10_000
-        Pairs per step; all of them if there are fewer.
+    batch_size : int, default=2048
+        Pairs per step; all of them if there are fewer. Time and memory grow with its square. The paper has 10,000.
     early_stopping : bool, default=False
-        Hold pairs out, look at their mean recall every 10 steps, stop after `n_iter_no_change` steps without a better
-        one, and keep the best state.
+        Hold pairs out, look every 10 steps at how well they find one another among up to 2,000 unpaired rows (the mean
+        of the six recalls), stop after `n_iter_no_change` steps without a better one, and keep the best state.
     validation_fraction : float, default=0.1
         Share of the pairs held out if `early_stopping`. Pairs that share a row stay together.
     n_iter_no_change : int, default=100
@@ -113,14 +118,14 @@ class SOTAlignTransformer(TrainedAligner):
     x_mean_, y_mean_ : ndarray of shape (d_x,) and (d_y,)
         Means subtracted after scaling.
     loss_curve_ : dict of str to list of float
-        "loss", "siglip" and "divergence" of each step; "validation", the mean of the six recalls on held-out pairs every
-        10 steps, with `early_stopping`.
+        "loss", "siglip" and "divergence" of each step; with `early_stopping` also "validation", the mean of the six
+        recalls on held-out pairs before the first step and every 10 steps.
     sinkhorn_error_ : dict of str to float
         Worst L1 marginal error of the "student" and of the "teacher" plans met in training.
     n_iter_ : int
         Steps taken.
     best_iter_ : int or None
-        Step whose state was kept, with `early_stopping`.
+        Step whose state was kept, with `early_stopping`; 0 is the start.
     n_components_, n_pairs_, n_features_in_, n_features_in_y_ : int
         Sizes.
 
@@ -181,7 +186,7 @@ class SOTAlignTransformer(TrainedAligner):
         weight_decay=1e-5,
         warmup=0.1,
         max_iter=200,
-        batch_size=10_000,
+        batch_size=2048,
         early_stopping=False,
         validation_fraction=0.1,
         n_iter_no_change=100,
@@ -216,7 +221,8 @@ class SOTAlignTransformer(TrainedAligner):
         self.random_state = random_state
         self.verbose = verbose
 
-    @_fit_context(prefer_skip_nested_validation=True)
+    @_fit_context(prefer_skip_nested_validation=False)  # what is nested comes from the user
+    @all_or_nothing
     def fit(self, X, Y, paired_idx=None, *, X_unpaired=None, Y_unpaired=None):
         """Fit the teacher on the pairs, then train the heads on pairs and unpaired rows.
 
@@ -246,8 +252,11 @@ class SOTAlignTransformer(TrainedAligner):
 
         def fit_teacher(pairs):
             teacher = CCATeacher() if self.teacher is None else clone(self.teacher)
+            if getattr(teacher, "random_state", 0) is None:  # a fit with one seed is one fit, its teacher included
+                teacher.set_params(random_state=check_random_state(self.random_state).randint(2**31 - 1))
             pools = {"X_unpaired": views.X_pool, "Y_unpaired": views.Y_pool}
-            self.teacher_ = teacher.fit(views.X, views.Y, pairs, **pools)
+            given = {name: pool for name, pool in pools.items() if pool is not None}
+            self.teacher_ = teacher.fit(views.X, views.Y, pairs, **given)
             return self.teacher_
 
         divergence = Divergence(
@@ -281,7 +290,7 @@ class SOTAlignTransformer(TrainedAligner):
                     f"marginal error is {divergence.worst_error[who]:.1e}. Raise `sinkhorn_max_iter`, `{knob}` or the "
                     "epsilon.",
                     ConvergenceWarning,
-                    stacklevel=4,
+                    stacklevel=5,
                 )
 
 
@@ -315,6 +324,12 @@ class SOTAlign(BaseAligner):
         Highest learning rate.
     max_iter : int, default=200
         Training steps.
+    sinkhorn_tol, sinkhorn_tol_teacher : float, default=1e-3
+        L1 marginal error at which the student's and the teacher's plan are accepted.
+    sinkhorn_max_iter : int, default=1000
+        Cap on the iterations of each plan.
+    batch_size : int, default=2048
+        Pairs per step; all of them if there are fewer. Time and memory grow with its square.
     batch_size_unpaired : int or pair of int, default=1024
         Rows per step from the unpaired rows of X and of Y.
     early_stopping : bool, default=False
@@ -334,7 +349,7 @@ class SOTAlign(BaseAligner):
         Fitted teacher, on the preprocessed views; None if ``alpha=0``.
     x_transformer_, y_transformer_ : transformer or None
         Fitted preprocessing.
-    loss_curve_, n_iter_, sinkhorn_error_ :
+    loss_curve_, n_iter_, best_iter_, sinkhorn_error_ :
         As in :class:`SOTAlignTransformer`.
     n_components_, n_pairs_, n_features_in_, n_features_in_y_ : int
         Sizes.
@@ -380,6 +395,10 @@ class SOTAlign(BaseAligner):
         head="linear",
         learning_rate=5e-4,
         max_iter=200,
+        sinkhorn_tol=1e-3,
+        sinkhorn_tol_teacher=1e-3,
+        sinkhorn_max_iter=1000,
+        batch_size=2048,
         batch_size_unpaired=1024,
         early_stopping=False,
         device="auto",
@@ -397,13 +416,18 @@ class SOTAlign(BaseAligner):
         self.head = head
         self.learning_rate = learning_rate
         self.max_iter = max_iter
+        self.sinkhorn_tol = sinkhorn_tol
+        self.sinkhorn_tol_teacher = sinkhorn_tol_teacher
+        self.sinkhorn_max_iter = sinkhorn_max_iter
+        self.batch_size = batch_size
         self.batch_size_unpaired = batch_size_unpaired
         self.early_stopping = early_stopping
         self.device = device
         self.random_state = random_state
         self.verbose = verbose
 
-    @_fit_context(prefer_skip_nested_validation=True)
+    @_fit_context(prefer_skip_nested_validation=False)  # what is nested comes from the user
+    @all_or_nothing
     def fit(self, X, Y, paired_idx=None, *, X_unpaired=None, Y_unpaired=None):
         """Preprocess both views, fit the teacher on the pairs, train the heads on pairs and unpaired rows.
 
@@ -432,7 +456,7 @@ class SOTAlign(BaseAligner):
             X_unpaired=None if views.X_pool is None else _apply(self.x_transformer_, views.X_pool),
             Y_unpaired=None if views.Y_pool is None else _apply(self.y_transformer_, views.Y_pool),
         )
-        for name in ("teacher_", "loss_curve_", "n_iter_", "sinkhorn_error_", "n_components_"):
+        for name in ("teacher_", "loss_curve_", "n_iter_", "best_iter_", "sinkhorn_error_", "n_components_"):
             setattr(self, name, getattr(self.aligner_, name))
         return self
 
@@ -445,10 +469,14 @@ class SOTAlign(BaseAligner):
         return {"auto": CCATeacher, **_TEACHERS}[self.teacher]()
 
     def _embed_x(self, X):
-        return self.aligner_._embed_x(_apply(self.x_transformer_, X))
+        return self._second_stage()._embed_x(_apply(self.x_transformer_, X))
 
     def _embed_y(self, Y):
-        return self.aligner_._embed_y(_apply(self.y_transformer_, Y))
+        return self._second_stage()._embed_y(_apply(self.y_transformer_, Y))
+
+    def _second_stage(self):
+        """The fitted heads, on the device asked for now: what was trained on a GPU must run without one."""
+        return self.aligner_.set_params(device=self.device)
 
 
 def _fit_transformer(transformer, rows):
@@ -457,8 +485,9 @@ def _fit_transformer(transformer, rows):
         return None
     if not isinstance(transformer, str):
         return clone(transformer).fit(rows)
-    low, high = np.quantile(rows.std(axis=0, dtype=np.float64), [0.1, 0.9])
-    return StandardScaler().fit(rows) if high > _UNEVEN * low > 0 else None
+    deviation = rows.std(axis=0, dtype=np.float64)
+    low, high = np.quantile(deviation[deviation > 0], [0.1, 0.9]) if deviation.any() else (0, 0)
+    return StandardScaler().fit(rows) if high > _UNEVEN * low else None
 
 
 def _apply(transformer, rows):
@@ -466,9 +495,9 @@ def _apply(transformer, rows):
     if transformer is None:
         return rows
     missing = missing_rows(rows)
+    present = check_array(transformer.transform(rows[~missing]), dtype=rows.dtype, input_name="the preprocessed view")
     if not missing.any():
-        return transformer.transform(rows).astype(rows.dtype, copy=False)
-    present = transformer.transform(rows[~missing])
+        return present
     full = np.full((len(rows), present.shape[1]), np.nan, dtype=rows.dtype)
     full[~missing] = present
     return full

@@ -9,7 +9,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from threadpoolctl import threadpool_limits
 
-from ._base import BaseAligner
+from ._base import BaseAligner, all_or_nothing, warn_zero_rows
 from ._core.linear import procrustes, ridge_cca, rounding_noise, thin_view
 from ._core.rows import normalize_rows
 from ._core.selection import cross_validated_ridge
@@ -32,6 +32,7 @@ class _LinearTeacher(BaseAligner):
     }
 
     @_fit_context(prefer_skip_nested_validation=True)
+    @all_or_nothing
     def fit(self, X, Y, paired_idx=None, *, X_unpaired=None, Y_unpaired=None):
         """Fit the maps on the pairs.
 
@@ -58,6 +59,7 @@ class _LinearTeacher(BaseAligner):
             If a view is not finite, the pairs are not legal, or more components are asked for than a view has columns.
         """
         views = self._judge(X, Y, paired_idx, X_unpaired, Y_unpaired)
+        warn_zero_rows(views)
         limit = min(self.n_features_in_, self.n_features_in_y_)
         if self.n_components is not None and self.n_components > limit:
             raise ValueError(
@@ -71,7 +73,7 @@ class _LinearTeacher(BaseAligner):
                 f"The paired rows of {'X' if A.s.size == 0 else 'Y'} ({self.n_pairs_}) do not vary, so the means of both "
                 "views are left in and one direction remains. Pass at least two distinct pairs.",
                 UserWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
             self.x_mean_, self.y_mean_ = np.zeros_like(self.x_mean_), np.zeros_like(self.y_mean_)
             A, B = self._thin_views(views)
@@ -88,7 +90,7 @@ class _LinearTeacher(BaseAligner):
                 f"{self.n_pairs_} pairs support {self.n_components_} directions, fewer than n_components="
                 f"{self.n_components}; the others are left out. Lower `n_components` or add pairs.",
                 UserWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
         return self
 

@@ -9,17 +9,20 @@ import torch
 from sklearn.base import _fit_context
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
-from sklearn.utils._param_validation import Interval, Options, StrOptions
+from sklearn.utils._param_validation import Interval, StrOptions
 
 from ._arrays import resolve_device, to_tensor
-from ._base import BaseAligner
+from ._base import BaseAligner, all_or_nothing, warn_zero_rows
 from ._core.heads import HEADS, build_head, start_from
 from ._core.rows import normalize_rows
-from ._core.training import OPTIMIZERS, TrainingViews, embed, train_heads
+from ._core.training import OPTIMIZERS, TrainingViews, embed, train_heads, undisturbed
 from ._pairs import group_pairs
 
 _MAX_DIMENSION = 1024  # of the shared space by default, as in the paper
 _LOOK_EVERY = 10  # steps between two looks at the held-out pairs
+_DISTRACTORS = (
+    2000  # unpaired rows of each view among which held-out pairs must be found; without, few pairs tell little
+)
 
 
 class TrainedAligner(BaseAligner):
@@ -30,7 +33,7 @@ class TrainedAligner(BaseAligner):
         "head": [StrOptions(set(HEADS)), callable],
         "normalize": ["boolean"],
         "center": [StrOptions({"pairs", "all"})],
-        "optimizer": [StrOptions(set(OPTIMIZERS)), Options(type, {torch.optim.Optimizer}), callable],
+        "optimizer": [StrOptions(set(OPTIMIZERS)), callable],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
         "weight_decay": [Interval(Real, 0, None, closed="left")],
         "warmup": [Interval(Real, 0, 1, closed="left")],
@@ -72,6 +75,8 @@ class TrainedAligner(BaseAligner):
         seed_x, seed_y, seed_batches = rng.randint(2**31 - 1, size=3).tolist()
         self._fit_means(views)
         self.head_ = self.head
+        if alpha == 0:
+            warn_zero_rows(views)
         fitted = teacher(pairs) if alpha > 0 else None
         at_teacher = fitted is not None and self._starts_from(fitted)
         limit = min(self.n_features_in_, self.n_features_in_y_, _MAX_DIMENSION)
@@ -89,11 +94,13 @@ class TrainedAligner(BaseAligner):
         def tensor_y(rows):
             return to_tensor(self._prepared_y(rows), device, torch.float32)
 
+        X, Y = views.X_unpaired, views.Y_unpaired
+        held = None if held_out is None else _held_out(views, held_out, X, Y, tensor_x, tensor_y)
         unpaired = {}
         if alpha > 0:
             # a view without unpaired rows lends its paired ones, so that the other view's still count
-            X = views.X_unpaired if len(views.X_unpaired) else views.X[np.unique(pairs[:, 0])]
-            Y = views.Y_unpaired if len(views.Y_unpaired) else views.Y[np.unique(pairs[:, 1])]
+            X = X if len(X) else views.X[np.unique(pairs[:, 0])]
+            Y = Y if len(Y) else views.Y[np.unique(pairs[:, 1])]
             unpaired = {
                 "X": tensor_x(X),
                 "Y": tensor_y(Y),
@@ -105,11 +112,12 @@ class TrainedAligner(BaseAligner):
             A=tensor_x(views.X[pairs[:, 0]]),
             B=tensor_y(views.Y[pairs[:, 1]]),
             pairs=torch.as_tensor(pairs, device=device),
-            held_out=None if held_out is None else _held_out(views, held_out, tensor_x, tensor_y),
+            held_out=held,
             **unpaired,
         )
         optimizer = OPTIMIZERS[self.optimizer] if isinstance(self.optimizer, str) else self.optimizer
-        with _progress(self.verbose, type(self).__name__, self.max_iter) as report:
+        progress = _progress(self.verbose, type(self).__name__, self.max_iter)
+        with progress as report, undisturbed(device, seed_batches):
             record = train_heads(
                 head_x,
                 head_y,
@@ -137,7 +145,8 @@ class TrainedAligner(BaseAligner):
         """Whether the heads can start as the teacher: both linear, on rows scaled alike."""
         if self.init == "random":
             return False
-        possible = self.head_ == "linear" and hasattr(teacher, "x_coef_") and teacher.normalize == self.normalize
+        linear = hasattr(teacher, "x_coef_") and hasattr(teacher, "x_mean_")
+        possible = self.head_ == "linear" and linear and getattr(teacher, "normalize", None) == self.normalize
         if self.init == "teacher" and not possible:
             raise ValueError(
                 "init='teacher' needs linear heads and a linear teacher with the same `normalize`, but the head is "
@@ -162,8 +171,8 @@ class TrainedAligner(BaseAligner):
         device = resolve_device(self.device)
         head = build_head(self.head_, prepared.shape[1], self.n_components_, seed=0)
         head.load_state_dict({name: torch.as_tensor(np.array(array)) for name, array in state.items()})
-        rows = to_tensor(prepared, device, torch.float32 if device.type == "mps" else None)
-        return embed(head.to(device=device, dtype=rows.dtype), rows).cpu().numpy().astype(prepared.dtype, copy=False)
+        rows = to_tensor(prepared, dtype=torch.float32 if device.type == "mps" else None)
+        return embed(head.to(device=device, dtype=rows.dtype), rows, device).numpy().astype(prepared.dtype, copy=False)
 
     @property
     def x_coef_(self):
@@ -208,19 +217,47 @@ class ContrastiveTeacher(TrainedAligner):
         Dimension of the shared space; None is ``min(d_x, d_y, 1024)``.
     head : {"linear", "layernorm", "mlp"} or callable, default="linear"
         See :class:`SOTAlignTransformer`.
-    normalize, center : see :class:`SOTAlignTransformer`
-    optimizer, learning_rate, weight_decay, warmup, max_iter, batch_size : see :class:`SOTAlignTransformer`
-    early_stopping, validation_fraction, n_iter_no_change : see :class:`SOTAlignTransformer`
-    device, random_state, verbose : see :class:`SOTAlignTransformer`
+    normalize : bool, default=True
+        Scale each row to unit length first, here and in `transform`.
+    center : {"pairs", "all"}, default="pairs"
+        Rows whose mean is subtracted: the pairs, or every row given to `fit`.
+    optimizer : {"adamw", "lion"} or class, default="adamw"
+        A class is called as ``optimizer(params, lr=..., weight_decay=...)``.
+    learning_rate : float, default=1e-3
+        Highest learning rate, after warm-up.
+    weight_decay : float, default=1e-5
+        Decoupled weight decay.
+    warmup : float, default=0.1
+        Fraction of the steps with rising learning rate; a cosine down to 0 follows.
+    max_iter : int, default=100
+        Training steps. With few pairs, more overfit.
+    batch_size : int, default=2048
+        Pairs per step; all of them if there are fewer. Time and memory grow with its square.
+    early_stopping : bool, default=False
+        Hold pairs out, stop when their recall no longer rises, keep the best state; see :class:`SOTAlignTransformer`.
+    validation_fraction : float, default=0.1
+        Share of the pairs held out if `early_stopping`.
+    n_iter_no_change : int, default=100
+        Patience of `early_stopping`, in steps.
+    device : str or torch.device, default="auto"
+        "auto" is CUDA if it is there, else the CPU.
+    random_state : int, RandomState instance or None, default=None
+        Draws weights, batches and held-out pairs.
+    verbose : bool or int, default=0
+        Show a progress bar with loss, validation recall and time left (needs tqdm).
 
     Attributes
     ----------
     x_head_, y_head_ : dict of str to ndarray
         Weights of the heads; `x_coef_`, `x_intercept_`, `y_coef_`, `y_intercept_` if they are linear.
     loss_curve_ : dict of str to list of float
-        "loss" and "siglip" of each step (the same here); "validation" if pairs were held out.
+        "loss" and "siglip" of each step (the same here), "divergence" (0); "validation" if pairs were held out.
+    x_mean_, y_mean_ : ndarray of shape (d_x,) and (d_y,)
+        Means subtracted after scaling.
     n_iter_ : int
         Steps taken.
+    best_iter_ : int or None
+        Step whose state was kept, with `early_stopping`; 0 is the start.
     n_components_, n_pairs_, n_features_in_, n_features_in_y_ : int
         Sizes.
 
@@ -251,7 +288,7 @@ class ContrastiveTeacher(TrainedAligner):
         weight_decay=1e-5,
         warmup=0.1,
         max_iter=100,
-        batch_size=10_000,
+        batch_size=2048,
         early_stopping=False,
         validation_fraction=0.1,
         n_iter_no_change=100,
@@ -277,6 +314,7 @@ class ContrastiveTeacher(TrainedAligner):
         self.verbose = verbose
 
     @_fit_context(prefer_skip_nested_validation=True)
+    @all_or_nothing
     def fit(self, X, Y, paired_idx=None, *, X_unpaired=None, Y_unpaired=None):
         """Train the heads on the pairs.
 
@@ -298,11 +336,13 @@ class ContrastiveTeacher(TrainedAligner):
         return self
 
 
-def _held_out(views, held_out, tensor_x, tensor_y):
-    """Each held-out row once, as tensors, and the pairs as positions among them."""
+def _held_out(views, held_out, X, Y, tensor_x, tensor_y):
+    """Each held-out row once, then unpaired rows to tell it from, as tensors; and the pairs as positions among them."""
     x_rows, x_of = np.unique(held_out[:, 0], return_inverse=True)
     y_rows, y_of = np.unique(held_out[:, 1], return_inverse=True)
-    return tensor_x(views.X[x_rows]), tensor_y(views.Y[y_rows]), np.column_stack([x_of, y_of])
+    X_seen = tensor_x(np.concatenate([views.X[x_rows], X[:_DISTRACTORS]]))
+    Y_seen = tensor_y(np.concatenate([views.Y[y_rows], Y[:_DISTRACTORS]]))
+    return X_seen, Y_seen, np.column_stack([x_of, y_of])
 
 
 def _to_arrays(head):
@@ -310,19 +350,20 @@ def _to_arrays(head):
 
 
 def _warn_of_ending(record, max_iter):
-    kept = f"the best state so far (step {record.best_iter or record.n_iter}) is kept and the estimator is fitted"
+    step = record.n_iter if record.best_iter is None else record.best_iter
+    kept = f"the best state so far (step {step}) is kept and the estimator is fitted"
     if record.ended == "interrupted":
         warnings.warn(
             f"`fit` was interrupted after {record.n_iter} of {max_iter} steps; {kept}.",
             ConvergenceWarning,
-            stacklevel=5,
+            stacklevel=6,
         )
     elif record.ended == "diverged":
         warnings.warn(
             f"A step made the weights infinite after {record.n_iter} of {max_iter} steps; {kept}. "
             "Lower `learning_rate`, or check the views for extreme values.",
             ConvergenceWarning,
-            stacklevel=5,
+            stacklevel=6,
         )
 
 

@@ -271,7 +271,7 @@ def _check_views(F, G, paired_idx):
             f"F and G must live in one space, but F has {F.shape[1]} columns and G has {G.shape[1]}. "
             "Embed both views with a fitted aligner first: F, G = aligner.transform(X, Y)."
         )
-    return F, G, check_pairs(paired_idx, len(F), len(G))
+    return F, G, check_pairs(to_numpy(paired_idx), len(F), len(G))
 
 
 def _check_view(view, name):

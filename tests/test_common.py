@@ -48,7 +48,7 @@ def row_aligned(data):
 
 
 def test_fit_transform_equals_fit_then_transform(aligner, data):
-    at_once = clone(aligner).fit_transform(data.X, data.Y, paired_idx=data.paired_idx)
+    at_once = clone(aligner).fit_transform(data.X, data.Y, data.paired_idx)
     assert_allclose(at_once, aligner.fit(data.X, data.Y, data.paired_idx).transform(data.X))
 
 
@@ -172,6 +172,27 @@ def test_score_is_one_for_its_own_separable_pairs_and_takes_every_form(data):
     assert by_mask == aligner.score(X, Y, paired_idx=np.flatnonzero(mask))
     assert by_mask == aligner.score(X[mask], Y[mask])
     assert by_mask > aligner.score(X, Y)  # without the mask, free rows are scored as pairs
+
+
+def test_pool_columns_must_stand_in_the_order_of_the_view(aligner, data):
+    frame = pd.DataFrame(data.X).add_prefix("x")
+    with pytest.raises(ValueError, match="The columns of `X_unpaired` must be those of X in their order"):
+        aligner.fit(frame, data.Y, data.paired_idx, X_unpaired=frame.iloc[:, ::-1])
+
+
+def test_y_is_another_name_of_the_second_view(aligner, data):
+    aligner.fit(data.X, data.Y, data.paired_idx)
+    assert aligner.score(data.X_test, y=data.Y_test) == aligner.score(data.X_test, data.Y_test)
+    with pytest.raises(ValueError, match="requires y to be passed"):
+        aligner.score(data.X_test)
+
+
+def test_a_missing_row_cannot_be_embedded(aligner, data):
+    aligner.fit(data.X, data.Y, data.paired_idx)
+    X = data.X_test.copy()
+    X[4] = np.nan
+    with pytest.raises(ValueError, match="Input X contains NaN in 1 of 30 rows, the first being row 4"):
+        aligner.transform(X)
 
 
 def test_output_names_count_the_components(aligner, data):

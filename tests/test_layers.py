@@ -81,5 +81,7 @@ def test_the_core_knows_no_scikit_learn_and_nothing_above_it(file):
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
 def test_nothing_imports_what_only_reads(file):
     room = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    if room == "__init__":
+        return  # the door to all rooms; what it loads is measured above
     others = {name for name in imported(file) for closed in CLOSED - {room} if name.startswith(f"skalign.{closed}")}
     assert not others

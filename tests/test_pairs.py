@@ -172,10 +172,11 @@ def test_short_integers_reach_past_their_own_range():
         check_pairs(np.array([255], np.uint8), 255, 300)
 
 
-def test_zeros_and_ones_are_row_numbers_not_a_mask():
-    with pytest.warns(UserWarning, match="3 exact duplicates among its 5 pairs"):
-        pairs = check_pairs([1, 0, 1, 1, 0], 5, 5)
-    assert_array_equal(pairs, [[1, 1], [0, 0]])
+def test_an_integer_mask_is_not_taken_for_row_numbers():
+    with refused("holds one 0 or 1 a row", ".astype(bool)"):
+        check_pairs([1, 0, 1, 1, 0], 5, 5)
+    assert_array_equal(check_pairs([1, 0], 5, 5), [[1, 1], [0, 0]])
+    assert_array_equal(check_pairs([1, 0], 2, 2), [[1, 1], [0, 0]])
 
 
 def test_two_numbers_are_two_rows_and_a_couple_in_brackets_is_one_pair():

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
+from sklearn import config_context
 from sklearn.decomposition import PCA
-from sklearn.exceptions import ConvergenceWarning
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import GridSearchCV, PredefinedSplit
 from sklearn.pipeline import make_pipeline
@@ -137,8 +138,8 @@ def test_a_view_without_unpaired_rows_lends_its_pairs(data):
 def test_early_stopping_keeps_the_best_state_and_hides_the_held_out_pairs(data):
     aligner = fitted(data, early_stopping=True, validation_fraction=0.25, max_iter=60)
     curve = aligner.loss_curve_["validation"]
-    assert len(curve) == 6
-    assert aligner.best_iter_ == 10 * (1 + int(np.argmax(curve)))
+    assert len(curve) == 7  # before the first step and every ten steps
+    assert aligner.best_iter_ == 10 * int(np.argmax(curve))
     assert aligner.teacher_.n_pairs_ == 45
     assert aligner.n_pairs_ == 60
 
@@ -204,6 +205,8 @@ def test_auto_preprocessing_standardises_mixed_units_and_leaves_embeddings_alone
     aligner = SOTAlign(max_iter=2).fit(mixed, data.Y, data.paired_idx)
     assert isinstance(aligner.x_transformer_, StandardScaler)
     assert aligner.y_transformer_ is None
+    with_constants = np.column_stack([mixed, np.ones((len(mixed), 3))])
+    assert SOTAlign(max_iter=2).fit(with_constants, data.Y, data.paired_idx).x_transformer_ is not None
 
 
 def test_missing_rows_pass_preprocessing(data):
@@ -217,6 +220,92 @@ def test_scale_of_the_raw_embeddings_does_not_matter(data):
     aligner = fitted(data, SOTAlign)
     scaled = SOTAlign(max_iter=10, random_state=0).fit(1e6 * data.X, 1e-6 * data.Y, data.paired_idx)
     assert_allclose(scaled.transform(1e6 * data.X_test), aligner.transform(data.X_test), atol=1e-5)
+
+
+class Troubled(ProcrustesTeacher):
+    """A teacher that gives up."""
+
+    def fit(self, X, Y, paired_idx=None, **pools):
+        raise RuntimeError("gave up")
+
+
+@pytest.mark.parametrize("cause", [{"teacher": Troubled()}, {"device": "gpu9"}])
+def test_a_failed_refit_leaves_the_fitted_state_whole(data, cause):
+    aligner = fitted(data, SOTAlign)
+    expected = aligner.transform(data.X_test)
+    with pytest.raises((RuntimeError, ValueError)):
+        aligner.set_params(**cause).fit(3 * data.X + 5, data.Y, data.paired_idx)
+    assert_array_equal(aligner.set_params(device="cpu").transform(data.X_test), expected)
+
+
+def test_a_failed_first_fit_leaves_an_unfitted_estimator(data):
+    aligner = SOTAlign(device="gpu9")
+    with pytest.raises(ValueError, match="`device` must be"):
+        aligner.fit(data.X, data.Y, data.paired_idx)
+    with pytest.raises(NotFittedError):
+        aligner.transform(data.X)
+
+
+def test_ctrl_c_before_the_first_step_leaves_the_start(data, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(skalign._trained.OPTIMIZERS, "adamw", interrupted)
+    with pytest.warns(ConvergenceWarning, match="interrupted after 0 of 10 steps"):
+        aligner = fitted(data)
+    assert aligner.transform(data.X_test).shape == (200, aligner.n_components_)
+
+
+@pytest.mark.parametrize("estimator", [SOTAlignTransformer, SOTAlign])
+@pytest.mark.parametrize("broken", [{"reg": -1.0}, {"power": -3.0}, {"center": "median"}])
+def test_settings_of_a_nested_teacher_are_checked(data, estimator, broken):
+    with pytest.raises(ValueError, match=f"The '{next(iter(broken))}' parameter of CCATeacher must be"):
+        fitted(data, estimator, teacher=CCATeacher(**broken))
+
+
+def test_a_model_trained_elsewhere_runs_on_the_device_asked_for(data):
+    aligner = fitted(data, SOTAlign)
+    expected = aligner.transform(data.X_test)
+    aligner.aligner_.device = "cuda:7"  # as a file from another machine would say
+    assert_array_equal(aligner.set_params(device="cpu").transform(data.X_test), expected)
+
+
+def test_what_the_caller_set_in_torch_neither_matters_nor_changes(data):
+    expected = fitted(data, SOTAlign).transform(data.X_test)
+    torch.set_default_dtype(torch.float64)
+    torch.set_float32_matmul_precision("high")
+    try:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            assert_array_equal(fitted(data, SOTAlign).transform(data.X_test), expected)
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_float32_matmul_precision("highest")
+
+
+def dropout_head(d_in, d_out):
+    return torch.nn.Sequential(torch.nn.Linear(d_in, d_out), torch.nn.Dropout(0.5))
+
+
+def test_one_seed_covers_the_random_numbers_of_a_users_head_and_of_the_teacher(data):
+    settings = {"head": dropout_head, "teacher": ContrastiveTeacher(max_iter=5)}
+    before = torch.get_rng_state()
+    first, second = (fitted(data, **settings).transform(data.X_test) for _ in range(2))
+    assert_array_equal(first, second)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_preprocessing_may_put_out_data_frames(data):
+    aligner = fitted(data, SOTAlign, x_transformer=StandardScaler().set_output(transform="pandas"))
+    assert aligner.transform(data.X_test).shape == (200, aligner.n_components_)
+
+
+def test_a_teacher_needs_no_pools(data):
+    class Plain(ProcrustesTeacher):
+        def fit(self, X, Y, paired_idx):
+            return super().fit(X, Y, paired_idx)
+
+    assert fitted(data, teacher=Plain()).teacher_.n_pairs_ == 60
 
 
 # -- a mask in searches and pipelines ------------------------------------------------------------------------------
@@ -269,6 +358,17 @@ def test_grid_search_over_the_hyperparameters_of_sotalign(table):
     ).fit(X, Y, paired_idx=mask)
     assert search.best_params_["teacher__n_components"] == 6
     assert len(search.cv_results_["params"]) == 4
+
+
+def test_with_routing_a_mask_given_once_reaches_fit_and_score(table):
+    X, Y, mask = table
+    pipeline = make_pipeline(StandardScaler(), ProcrustesTeacher())
+    grid = {"procrustesteacher__n_components": [2, 6]}
+    blind = GridSearchCV(pipeline, grid, cv=3).fit(X, Y, procrustesteacher__paired_idx=mask)
+    with config_context(enable_metadata_routing=True):
+        seeing = GridSearchCV(pipeline, grid, cv=3, error_score="raise").fit(X, Y, paired_idx=mask)
+    assert seeing.best_params_ == {"procrustesteacher__n_components": 6}
+    assert seeing.best_score_ > 2 * blind.best_score_  # the blind search scores unpaired rows as pairs
 
 
 def test_integers_inside_cross_validation_are_caught_where_they_leave_the_fold(table):

@@ -40,7 +40,7 @@ def build_head(kind, d_in, d_out, seed):
         hidden = max(d_in, d_out)
         return nn.Sequential(_linear(d_in, hidden, generator), nn.GELU(), _linear(hidden, d_out, generator))
     linear = _linear(d_in, d_out, generator)
-    return linear if kind == "linear" else nn.Sequential(nn.LayerNorm(d_in), linear)
+    return linear if kind == "linear" else nn.Sequential(nn.LayerNorm(d_in, dtype=torch.float32), linear)
 
 
 def start_from(head, coef, intercept):
@@ -58,7 +58,7 @@ def start_from(head, coef, intercept):
 
 
 def _linear(d_in, d_out, generator):
-    layer = nn.utils.skip_init(nn.Linear, d_in, d_out)
+    layer = nn.utils.skip_init(nn.Linear, d_in, d_out, dtype=torch.float32)
     nn.init.xavier_uniform_(layer.weight, generator=generator)
     nn.init.zeros_(layer.bias)
     return layer
@@ -69,10 +69,10 @@ def _checked(head, d_in, d_out):
         raise ValueError(f"A head factory must return a torch.nn.Module, but it returned {type(head).__name__}.")
     expected = f"A head factory must return a module that maps (2, {d_in}) to (2, {d_out})"
     hint = "The factory is called as factory(d_in, d_out)."
-    was_training = head.training
+    was_training = head.float().training
     try:
         with torch.no_grad():
-            shape = tuple(head.eval()(torch.zeros(2, d_in)).shape)
+            shape = tuple(head.eval()(torch.zeros(2, d_in, dtype=torch.float32)).shape)
     except RuntimeError as error:  # such as torch's word on shapes that do not multiply
         raise ValueError(f"{expected}, but it fails: {error}. {hint}") from error
     if shape != (2, d_out):

@@ -6,12 +6,20 @@ from torch.nn.functional import binary_cross_entropy_with_logits, log_softmax
 
 def siglip(K, matches, scale, bias):
     r"""Sigmoid loss :math:`-\frac{1}{n} \sum_{ij} \log\sigma(z_{ij} (s K_{ij} + b))`; see `skalign.losses.siglip`."""
+    if matches.shape != K.shape:
+        raise ValueError(f"`matches` must have the shape of K, {tuple(K.shape)}, but it has {tuple(matches.shape)}.")
     # log sigma(x) for a match and log sigma(-x) = log(1 - sigma(x)) otherwise: the binary cross-entropy
     return binary_cross_entropy_with_logits(scale * K + bias, matches.to(K.dtype), reduction="sum") / K.shape[0]
 
 
 def info_nce(K, K_teacher, epsilon, epsilon_teacher, symmetric=True):
     r"""Row-wise :math:`\mathrm{KL}(\mathrm{softmax}(K^*/\varepsilon^*) \,\|\, \mathrm{softmax}(K/\varepsilon))` (eq. 10)."""
+    if K.shape != K_teacher.shape:
+        raise ValueError(
+            f"K and K_teacher must have one shape, but have {tuple(K.shape)} and {tuple(K_teacher.shape)}."
+        )
+    if not (epsilon > 0 and epsilon_teacher > 0):
+        raise ValueError(f"Both epsilons must be positive, but they are {epsilon} and {epsilon_teacher}.")
     log_p = log_softmax(K / epsilon, dim=1)
     log_t = log_softmax(K_teacher.detach() / epsilon_teacher, dim=1)
     value = (log_t.exp() * (log_t - log_p)).sum(dim=1).mean()

@@ -1,5 +1,6 @@
 """The training loop of the alignment heads (SOTAlign, algorithm 1). Knows torch, knows nothing of estimators."""
 
+import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -70,23 +71,23 @@ def train_heads(
     any, else the last complete step.
     """
     device = views.A.device
-    log_scale = torch.nn.Parameter(torch.tensor(math.log(20.0), device=device))
-    bias = torch.nn.Parameter(torch.tensor(-10.0, device=device))
-    parameters = [*head_x.parameters(), *head_y.parameters(), log_scale, bias]
-    stepper = optimizer(parameters, lr=learning_rate, weight_decay=weight_decay)
-    schedule = _warm_cosine(stepper, warmup, max_iter)
-    generator = torch.Generator().manual_seed(seed)
-    draw_pairs = _Sampler(len(views.A), batch_size, generator, device)
-    if alpha > 0:
-        draw_x = _Sampler(len(views.X), batch_size_unpaired[0], generator, device)
-        draw_y = _Sampler(len(views.Y), batch_size_unpaired[1], generator, device)
-
     record = TrainingRecord()
-    if views.held_out is not None:
-        record.curves["validation"] = []
     kept = _snapshot(head_x, head_y)
     best_recall, best = -math.inf, None
     try:
+        log_scale = torch.nn.Parameter(torch.tensor(math.log(20.0), dtype=torch.float32, device=device))
+        bias = torch.nn.Parameter(torch.tensor(-10.0, dtype=torch.float32, device=device))
+        parameters = [*head_x.parameters(), *head_y.parameters(), log_scale, bias]
+        stepper = optimizer(parameters, lr=learning_rate, weight_decay=weight_decay)
+        schedule = _warm_cosine(stepper, warmup, max_iter)
+        generator = torch.Generator().manual_seed(seed)
+        draw_pairs = _Sampler(len(views.A), batch_size, generator, device)
+        if alpha > 0:
+            draw_x = _Sampler(len(views.X), batch_size_unpaired[0], generator, device)
+            draw_y = _Sampler(len(views.Y), batch_size_unpaired[1], generator, device)
+        if views.held_out is not None:
+            best_recall, best, record.best_iter = _held_out_recall(head_x, head_y, views.held_out), kept, 0
+            record.curves["validation"] = [best_recall]
         while record.n_iter < max_iter:
             rows = draw_pairs()
             K = unit_rows(head_x(views.A[rows])) @ unit_rows(head_y(views.B[rows])).T  # (n, n)
@@ -131,11 +132,27 @@ def unit_rows(Z):
     return normalize(Z, dim=1)
 
 
-def embed(head, Z, batch_size=65_536):
-    """Unit rows of a head's output, in batches, without gradients and in evaluation mode."""
+def embed(head, Z, device, batch_size=65_536):
+    """Unit rows of a head's output on the CPU, by batches on the device, without gradients and in evaluation mode."""
     head.eval()
-    with torch.no_grad():
-        return torch.cat([unit_rows(head(batch)) for batch in Z.split(batch_size)])
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        return torch.cat([unit_rows(head(batch.to(device))).cpu() for batch in Z.split(batch_size)])
+
+
+@contextlib.contextmanager
+def undisturbed(device, seed):
+    """Gradients on, full precision, random numbers of our own; what the caller has set of these is put back."""
+    precision = torch.get_float32_matmul_precision()
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+        torch.default_generator.manual_seed(seed)
+        if devices:
+            torch.cuda.manual_seed(seed)
+        torch.set_float32_matmul_precision("highest")  # TF32 would blur an affinity that is divided by epsilon
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(precision)
 
 
 class _Sampler:
@@ -186,6 +203,6 @@ def _time_to_look(n_iter, interval, max_iter):
 def _held_out_recall(head_x, head_y, held_out):
     """Mean of the six recalls on held-out pairs."""
     X, Y, pairs = held_out
-    F, G = embed(head_x, X), embed(head_y, Y)
+    F, G = embed(head_x, X, X.device), embed(head_y, Y, Y.device)
     head_x.train(), head_y.train()
-    return float(recalls(F.cpu().numpy(), G.cpu().numpy(), pairs).mean())
+    return float(recalls(F.numpy(), G.numpy(), pairs).mean())

@@ -91,7 +91,7 @@ def test_head_starts_as_the_linear_map_it_is_given(rng, d_out):
     assert_allclose(found / found[0, 0], expected / expected[0, 0], **LAW[np.float32])  # the scale is free
     assert (found * expected > 0).all()  # its sign is not
     assert_allclose(head.weight[:3].detach().norm() ** 2, 3, **LAW[np.float32])
-    assert_allclose(head.weight[3:].detach(), before[3:] / 10, **LAW[np.float32])
+    assert_allclose(head.weight[3:].detach(), 0.03 * before[3:], **LAW[np.float32])
     assert all(Z.requires_grad for Z in head.parameters())
 
 

@@ -18,6 +18,8 @@ from skalign._core.lion import Lion
 from skalign._core.losses import siglip
 from skalign._core.training import TrainingViews, embed, train_heads, unit_rows
 
+CPU = torch.device("cpu")
+
 
 @pytest.fixture
 def views(rng):
@@ -106,14 +108,14 @@ def test_pairs_find_each_other(views, optimizer):
     run = trained(views, optimizer=optimizer, max_iter=150, batch_size=24)
     loss = run.record.curves["loss"]
     assert loss[-1] < 0.3 * loss[0]
-    K = embed(run.heads[0], views.A) @ embed(run.heads[1], views.B).T
+    K = embed(run.heads[0], views.A, CPU) @ embed(run.heads[1], views.B, CPU).T
     n_closer = (K.diagonal()[:, None] < K).sum(dim=1)
     assert float(n_closer.float().mean()) < 1.5  # 11.5 by chance
 
 
 def test_divergence_brings_unpaired_rows_to_the_teacher(views):
     def gap(run):
-        F, G = embed(run.heads[0], views.X), embed(run.heads[1], views.Y)
+        F, G = embed(run.heads[0], views.X, CPU), embed(run.heads[1], views.Y, CPU)
         return float(klot()(F, G, views.F_teacher, views.G_teacher))
 
     few = TrainingViews(**vars(views) | {"A": views.A[:2], "B": views.B[:2], "pairs": views.pairs[:2]})
@@ -285,8 +287,8 @@ def test_other_errors_pass_through(views):
 def test_best_state_on_held_out_pairs_is_restored(views, held_out):
     run = trained(with_held_out(views, held_out), learning_rate=0.3, warmup=0.0)
     recalls = run.record.curves["validation"]
-    assert len(recalls) == 20
-    assert run.record.best_iter == np.argmax(recalls) + 1 < 20  # the first of the best
+    assert len(recalls) == 21  # the start, then every step
+    assert run.record.best_iter == np.argmax(recalls) < 20  # the first of the best
     assert max(recalls) > min(recalls)
     assert run.record.ended == "completed"
     assert same(state(run.heads), run.states[run.record.best_iter])
@@ -296,15 +298,17 @@ def test_best_state_on_held_out_pairs_is_restored(views, held_out):
 def test_recall_on_held_out_pairs_is_that_of_the_state(views, held_out):
     X, Y, pairs = held_out
     run = trained(with_held_out(views, held_out))
-    best = float(training.recalls(embed(run.heads[0], X).numpy(), embed(run.heads[1], Y).numpy(), pairs).mean())
-    assert_allclose(run.record.curves["validation"][run.record.best_iter - 1], best)
+    best = float(
+        training.recalls(embed(run.heads[0], X, CPU).numpy(), embed(run.heads[1], Y, CPU).numpy(), pairs).mean()
+    )
+    assert_allclose(run.record.curves["validation"][run.record.best_iter], best)
 
 
 def test_interruption_restores_the_best_state_too(views, held_out):
     run = trained(with_held_out(views, held_out), learning_rate=0.3, warmup=0.0, report=interrupt_at(18))
     assert run.record.ended == "interrupted"
     assert run.record.n_iter == 18
-    assert run.record.best_iter == np.argmax(run.record.curves["validation"]) + 1 < 18
+    assert run.record.best_iter == np.argmax(run.record.curves["validation"]) < 18
     assert same(state(run.heads), run.states[run.record.best_iter])
 
 
@@ -312,22 +316,24 @@ def test_looking_does_not_change_the_training(views, held_out):
     assert same(trained(views).states[-1], trained(with_held_out(views, held_out)).states[-1])
 
 
-@pytest.mark.parametrize(("interval", "looks"), [(1, 20), (3, 7), (7, 3), (50, 1)])  # the last step is always seen
+@pytest.mark.parametrize(
+    ("interval", "looks"), [(1, 21), (3, 8), (7, 4), (50, 2)]
+)  # the start and the last step are seen
 def test_validation_looks_at_its_interval(views, held_out, interval, looks):
     run = trained(with_held_out(views, held_out), validation_interval=interval)
     assert len(run.record.curves["validation"]) == looks
 
 
-@pytest.mark.parametrize(("interval", "patience", "end"), [(1, 5, 6), (3, 5, 9), (3, 6, 9), (3, 7, 12), (1, 1, 2)])
+@pytest.mark.parametrize(("interval", "patience", "end"), [(1, 5, 5), (3, 5, 6), (3, 6, 6), (3, 7, 9), (1, 1, 1)])
 def test_training_stops_after_the_patience(views, held_out, interval, patience, end):
     run = trained(
         with_held_out(views, held_out),
-        learning_rate=0.0,  # recall stands still, so the first look stays the best
+        learning_rate=0.0,  # recall stands still, so the start stays the best
         validation_interval=interval,
         n_iter_no_change=patience,
     )
     assert run.record.ended == "stopped early"
-    assert run.record.best_iter == interval
+    assert run.record.best_iter == 0
     assert run.record.n_iter == end
     assert len(run.states) - 1 == end  # the last step is reported too
 
@@ -418,7 +424,7 @@ def test_unit_rows_keep_zero_rows():
 @pytest.mark.parametrize("batch_size", [1, 7, 100])
 def test_embedding_in_batches_equals_all_at_once(views, batch_size):
     head = nn.Sequential(build_head("linear", 7, 4, seed=0), nn.Dropout(), nn.BatchNorm1d(4)).train()
-    found = embed(head, views.X, batch_size)
+    found = embed(head, views.X, CPU, batch_size)
     assert not found.requires_grad
     assert_allclose(found, unit_rows(head.eval()(views.X)).detach(), **LAW[np.float32])
     assert_allclose(found.norm(dim=1), 1, **LAW[np.float32])

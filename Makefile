@@ -12,7 +12,7 @@ demo: $(STAMP)  ## align emoji pictures and names; print the table, draw the pic
 test: $(STAMP)  ## lint and run every test, one process a core
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+	SCIPY_ARRAY_API=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 test-fast: $(STAMP)  ## leave the slow tests out
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow"

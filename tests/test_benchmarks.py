@@ -1,0 +1,61 @@
+"""The quality benchmark on small planted data: it keeps its own protocol, and its table holds what it computed."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from skalign.datasets import load_embeddings, make_two_views
+
+
+@pytest.fixture
+def quality():
+    file = Path(__file__).parents[1] / "benchmarks" / "quality.py"
+    spec = importlib.util.spec_from_file_location("quality", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """100 images with two captions each; 60 to train on."""
+    views = make_two_views(100, 0, 0, 1, random_state=0)
+    np.savez(
+        tmp_path / "data.npz",
+        image=views.X,
+        text=np.repeat(views.Y, 2, axis=0),
+        text_image=np.repeat(np.arange(100), 2),
+        train=np.arange(60),
+        dev=np.arange(60, 100),
+    )
+    return tmp_path
+
+
+def test_no_unpaired_image_has_its_caption_among_the_unpaired(quality, folder):
+    split = quality.draw(load_embeddings(folder), n_pairs=20, seed=3)
+    stored = load_embeddings(folder)
+
+    def owners(rows, view):
+        return {int(np.flatnonzero((view.astype(np.float32) == row).all(axis=1))[0]) for row in rows}
+
+    paired = owners(split["pairs"][0], stored.image)
+    images = owners(split["pools"]["X_unpaired"], stored.image)
+    captions = {row // 2 for row in owners(split["pools"]["Y_unpaired"], stored.text)}
+    assert len(paired) == len(images) == len(captions) == 20
+    assert not (paired & images or paired & captions or images & captions)
+    assert owners(split["test"][0], stored.image) == set(range(60, 100))
+    assert owners(split["validation"][0], stored.image) <= set(range(60)) - paired
+
+
+def test_the_table_holds_mean_and_spread_of_the_runs(quality, folder, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "out.json"
+    arguments = ["--pairs", "20", "--seeds", "2", "--methods", "CCA, paper", "CCA, tuned", "--output", str(output)]
+    monkeypatch.setattr(sys, "argv", ["quality.py", "--data", str(folder), *arguments])
+    quality.main()
+    recalls = [100 * run["mean_recall"] for run in json.loads(output.read_text()) if run["method"] == "CCA, tuned"]
+    assert len(recalls) == 2
+    assert f"| 20 | CCA, tuned | {np.mean(recalls):.1f} ± {np.std(recalls, ddof=1):.1f} |" in capsys.readouterr().out

@@ -15,7 +15,7 @@ from ._core.rows import normalize_rows
 from ._core.selection import cross_validated_ridge
 from ._pairs import group_pairs
 
-_RIDGES = 10.0 ** np.arange(-2, 3.5, 0.5)  # multiples of a view's mean eigenvalue; far above the usual grids on purpose
+_RIDGES = 10.0 ** np.arange(-5, 1, 0.5)  # for rows of unit length; far above the usual grids on purpose
 
 _RANKINGS = 1000  # held-out pairs to rank at least: fewer pairs are dealt into folds more often, up to five times
 
@@ -185,8 +185,8 @@ class CCATeacher(_LinearTeacher):
         Dimension k of the shared space, at most ``min(d_x, d_y)``. None keeps every direction the pairs support, at
         most ``min(d_x, d_y, p - 1)``.
     reg : float or "auto", default="auto"
-        Ridge added to the eigenvalues of both covariances. "auto" takes a multiple of each view's mean eigenvalue,
-        chosen by cross-validation on the pairs among 0.01 to 1,000: with few pairs the best ridge is large.
+        Ridge added to the eigenvalues of both covariances. "auto" chooses it by cross-validation on the pairs among
+        1e-5 to 3, if ``normalize=False`` in units of each view's total variance: with few pairs the best ridge is large.
     power : float, default=0.5
         Exponent q of the canonical correlations as weights of the directions, in each view. 0 weighs all alike.
     normalize : bool, default=True
@@ -210,7 +210,8 @@ class CCATeacher(_LinearTeacher):
     reg_ : tuple of two floats
         Ridge used for X and for Y.
     cv_results_ : dict of str to ndarray
-        Of ``reg="auto"``: "multiple" (candidates) and "mean_reciprocal_rank" (of held-out pairs, both directions).
+        Of ``reg="auto"``: "reg" (candidates, shape (q, 2)) and "mean_reciprocal_rank" (of held-out pairs, both
+        directions).
     n_components_ : int
         Dimension k reached.
     n_pairs_ : int
@@ -259,6 +260,9 @@ class CCATeacher(_LinearTeacher):
     def _choose_reg(self, views, A, B):
         """Ridge of both views, by cross-validation on the pairs; the middle of the grid where they cannot tell."""
         n_pairs = len(views.pairs)
+        # One ridge for both views: the narrower view has the larger eigenvalues and needs no larger ridge for that.
+        scales = (1.0, 1.0) if self.normalize else (A.eigenvalues.sum(), B.eigenvalues.sum())
+        regs = np.outer(_RIDGES, scales)  # (q, 2)
         # threads cost more than they bring on small matrices, and by far more if others want the cores too
         with threadpool_limits(1 if n_pairs < _MANY else None, user_api="blas"):
             scores = cross_validated_ridge(
@@ -266,13 +270,13 @@ class CCATeacher(_LinearTeacher):
                 self._scaled(views.Y_pairs),
                 views.pairs,
                 group_pairs(views.pairs),
-                _RIDGES,
+                regs,
                 n_components=self.n_components,
                 power=self.power,
                 n_folds=self.cv,
                 n_repeats=int(np.clip(_RANKINGS / n_pairs, 1, 5)),
                 rng=check_random_state(self.random_state),
             )
-        self.cv_results_ = {"multiple": _RIDGES.copy(), "mean_reciprocal_rank": scores}
-        best = _RIDGES[np.argmax(scores)] if np.ptp(scores) > 0 else _RIDGES[len(_RIDGES) // 2]
-        return best * A.mean_eigenvalue, best * B.mean_eigenvalue
+        self.cv_results_ = {"reg": regs, "mean_reciprocal_rank": scores}
+        best = np.argmax(scores) if np.ptp(scores) > 0 else len(regs) // 2
+        return tuple(float(reg) for reg in regs[best])

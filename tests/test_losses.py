@@ -27,7 +27,8 @@ def marginals(rng):
 
 def test_every_public_name_is_there():
     assert losses.__all__ == sorted(losses.__all__)
-    assert set(losses.__all__) == {"SinkhornResult", "cka", "info_nce", "klot", "siglip", "sinkhorn"}
+    functions = {"cka", "info_nce", "klot", "klot_from_features", "siglip", "sinkhorn", "sinkhorn_from_features"}
+    assert set(losses.__all__) == {"SinkhornResult", *functions}
     for name in losses.__all__:
         assert getattr(losses, name).__doc__
 
@@ -47,6 +48,21 @@ def test_sinkhorn_hands_everything_to_the_core(affinities, marginals):
     assert (found.n_iter, found.error) == (expected.n_iter, expected.error)
     assert_allclose(found.plan.sum(dim=1), marginals[0], **LAW[np.float64])
     assert losses.sinkhorn(K, 0.05, tol=0, max_iter=3).n_iter == 3
+    assert losses.sinkhorn(K, 0.05, init=plain.g).n_iter == 1
+
+
+def test_functions_from_features_hand_everything_to_the_core(rng, marginals):
+    F, G, F_teacher, G_teacher = (torch.from_numpy(rng.normal(size=(n, 3))) for n in (7, 11, 7, 11))
+    options = {"tol": 1e-11, "max_iter": 77}
+    found = losses.sinkhorn_from_features(F, G, 0.5, *marginals, **options)
+    expected = core_sinkhorn.sinkhorn_from_features(F, G, 0.5, *marginals, **options)
+    assert (found.n_iter, found.error) == (expected.n_iter, expected.error)
+    assert losses.sinkhorn_from_features(F, G, 0.5, tol=0, max_iter=3).n_iter == 3
+    assert losses.sinkhorn_from_features(F, G, 0.5, *marginals, init=found.g).n_iter == 1
+    views = F, G, F_teacher, G_teacher
+    for args, kwargs in (((), {}), ((0.3, 0.1, *marginals), {"tol": 1e-11}), ((), {"max_iter": 4})):
+        expected = core_klot.klot_from_features(*views, *args, **kwargs)[0]
+        assert_allclose(losses.klot_from_features(*views, *args, **kwargs), expected, **LAW[np.float64])
 
 
 def test_klot_hands_everything_to_the_core(affinities, marginals):

@@ -506,11 +506,10 @@ def test_ridge_for_emoji_is_an_inner_point_of_the_grid():
         teacher = CCATeacher(random_state=0).fit(data.X, data.Y, data.paired_idx)
     results = teacher.cv_results_
     best = results["mean_reciprocal_rank"].argmax()
-    assert 0 < best < len(results["multiple"]) - 1
+    assert 0 < best < len(results["reg"]) - 1
     assert results["mean_reciprocal_rank"][best] > results["mean_reciprocal_rank"][[0, -1]].max() + 0.02
-    for reg, rows in zip(teacher.reg_, (data.X[:300], data.Y[:300]), strict=True):
-        rows = normalize_rows(rows, np.float64)
-        assert_allclose(reg, results["multiple"][best] * rows.var(axis=0, ddof=1).mean(), **LAW[np.float32])
+    assert teacher.reg_ == tuple(results["reg"][best])
+    assert teacher.reg_[0] == teacher.reg_[1]  # rows of unit length have one scale
     assert teacher.score(data.X_test, data.Y_test, paired_idx=data.test_idx) > 10 / 400  # ten times chance
 
 
@@ -531,9 +530,8 @@ def test_ridge_is_the_middle_of_the_grid_where_pairs_cannot_tell(views, pairs):
         view[column] - mean
         for view, column, mean in zip(views, np.transpose(pairs), (teacher.x_mean_, teacher.y_mean_), strict=True)
     ]
-    scale = [np.sum(A**2) / max(len(A) - 1, 1) / A.shape[1] for A in means]
-    multiples = teacher.cv_results_["multiple"]
-    assert_allclose(teacher.reg_, np.multiply(scale, multiples[len(multiples) // 2]), **EXACT)
+    scale = [np.sum(A**2) / max(len(A) - 1, 1) for A in means]
+    assert_allclose(teacher.reg_, np.multiply(scale, 0.01), **EXACT)
 
 
 def test_ridge_is_chosen_on_the_pairs_by_group(views, monkeypatch):
@@ -548,14 +546,14 @@ def test_ridge_is_chosen_on_the_pairs_by_group(views, monkeypatch):
     monkeypatch.setattr(skalign._teachers, "cross_validated_ridge", spy)
     pairs = np.array([[i // 2, i] for i in range(20)])
     teacher = CCATeacher(n_components=3, power=0.25, cv=4, random_state=0).fit(X, Y, pairs)
-    (A, B, seen, groups, multiples), settings = calls[0]
+    (A, B, seen, groups, regs), settings = calls[0]
     assert_allclose(A, normalize_rows(X[pairs[:, 0]]), **EXACT)
     assert_allclose(B, normalize_rows(Y), **EXACT)
     assert_array_equal(seen, pairs)
     assert_array_equal(groups, group_pairs(pairs))
-    assert_array_equal(multiples, teacher.cv_results_["multiple"])
+    assert_array_equal(regs, teacher.cv_results_["reg"])
     assert [settings[name] for name in ("n_components", "power", "n_folds", "n_repeats")] == [3, 0.25, 4, 5]
-    assert teacher.cv_results_["mean_reciprocal_rank"].shape == multiples.shape
+    assert teacher.cv_results_["mean_reciprocal_rank"].shape == (len(regs),)
 
 
 @pytest.mark.parametrize(("p", "n_repeats"), [(90, 5), (300, 3), (500, 2), (1000, 1), (1500, 1)])
@@ -716,8 +714,8 @@ def test_fit_with_a_given_ridge_forgets_the_search(views):
 
 
 def test_grid_belongs_to_the_estimator(views):
-    CCATeacher(cv=2).fit(*views).cv_results_["multiple"][:] = 1
-    assert len(set(CCATeacher(cv=2).fit(*views).cv_results_["multiple"])) > 1
+    CCATeacher(cv=2).fit(*views).cv_results_["reg"][:] = 1
+    assert len(np.unique(CCATeacher(cv=2).fit(*views).cv_results_["reg"])) > 1
 
 
 @every_teacher

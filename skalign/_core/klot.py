@@ -1,12 +1,26 @@
 """KLOT, the Kullback-Leibler divergence between two transport plans, with its explicit gradient. Knows torch."""
 
+import math
+
 import torch
 
-from .sinkhorn import FLOOR, check_problem, log_plan, row_blocks, sinkhorn
+from .affinity import FactoredAffinity, StoredAffinity, check_features, check_matrix, full_precision
+from .sinkhorn import FLOOR, check_problem, solve
 
 
 def klot(
-    K, K_teacher, epsilon=0.05, epsilon_teacher=0.01, a=None, b=None, *, tol=1e-4, tol_teacher=None, max_iter=1000
+    K,
+    K_teacher,
+    epsilon=0.05,
+    epsilon_teacher=0.01,
+    a=None,
+    b=None,
+    *,
+    tol=1e-4,
+    tol_teacher=None,
+    max_iter=1000,
+    init=None,
+    init_teacher=None,
 ):
     r""":math:`\mathrm{KL}(\mathrm{OT}_{\varepsilon^*}(K^*) \,\|\, \mathrm{OT}_{\varepsilon}(K))` as a differentiable scalar.
 
@@ -17,16 +31,74 @@ def klot(
         raise ValueError(
             f"Both affinities must have one shape, but K has {tuple(K.shape)} and K_teacher {tuple(K_teacher.shape)}."
         )
-    K, a, b = check_problem(K, epsilon, a, b)
+    K = check_matrix(K)
+    K_teacher = check_matrix(K_teacher.detach()).to(K.dtype)
+    a, b = check_problem(StoredAffinity(K), epsilon, a, b)
     rows, columns = a > 0, b > 0
     if not (rows.all() and columns.all()):
-        K, K_teacher = K[rows][:, columns], K_teacher[rows][:, columns]
-        a, b = a[rows], b[columns]
-    tol_teacher = tol if tol_teacher is None else tol_teacher
-    teacher = sinkhorn(K_teacher.detach().to(K.dtype), epsilon_teacher, a, b, tol=tol_teacher, max_iter=max_iter)
-    # The gradient is exact only if both plans share their marginals, so the student is given those the teacher has.
-    student = sinkhorn(K.detach(), epsilon, a, teacher.column_sums, tol=tol, max_iter=max_iter)
+        K, K_teacher, a, b = K[rows][:, columns], K_teacher[rows][:, columns], a[rows], b[columns]
+    student, teacher = _solve_both(
+        StoredAffinity(K.detach()),
+        StoredAffinity(K_teacher),
+        (epsilon, epsilon_teacher),
+        (a, b),
+        (tol, tol if tol_teacher is None else tol_teacher),
+        max_iter,
+        (init, init_teacher),
+    )
     return _Klot.apply(K, teacher, student), student, teacher
+
+
+def klot_from_features(
+    F,
+    G,
+    F_teacher,
+    G_teacher,
+    epsilon=0.05,
+    epsilon_teacher=0.01,
+    a=None,
+    b=None,
+    *,
+    tol=1e-4,
+    tol_teacher=None,
+    max_iter=1000,
+    init=None,
+    init_teacher=None,
+):
+    """`klot` of ``F @ G.T`` and ``F_teacher @ G_teacher.T``, neither of which is formed; differentiable in F and G."""
+    if (len(F), len(G)) != (len(F_teacher), len(G_teacher)):
+        raise ValueError(
+            "Student and teacher must have the same rows, but there are "
+            f"{len(F)} and {len(G)} of the student, {len(F_teacher)} and {len(G_teacher)} of the teacher."
+        )
+    F, G = check_features(F, G)
+    F_teacher, G_teacher = (Z.to(F.dtype) for Z in check_features(F_teacher.detach(), G_teacher.detach()))
+    a, b = check_problem(FactoredAffinity(F, G), epsilon, a, b)
+    rows, columns = a > 0, b > 0
+    if not (rows.all() and columns.all()):
+        F, F_teacher, G, G_teacher = F[rows], F_teacher[rows], G[columns], G_teacher[columns]
+        a, b = a[rows], b[columns]
+    with full_precision():
+        student, teacher = _solve_both(
+            FactoredAffinity(F.detach(), G.detach()),
+            FactoredAffinity(F_teacher, G_teacher),
+            (epsilon, epsilon_teacher),
+            (a, b),
+            (tol, tol if tol_teacher is None else tol_teacher),
+            max_iter,
+            (init, init_teacher),
+        )
+        return _KlotFromFeatures.apply(F, G, teacher, student), student, teacher
+
+
+def _solve_both(affinity, affinity_teacher, epsilons, marginals, tols, max_iter, inits):
+    """Student's and teacher's plan."""
+    a, b = marginals
+    check_problem(affinity_teacher, epsilons[1])
+    teacher = solve(affinity_teacher, epsilons[1], a, b, tol=tols[1], max_iter=max_iter, init=inits[1])
+    # The gradient is exact only if both plans share their marginals, so the student is given those the teacher has.
+    student = solve(affinity, epsilons[0], a, teacher.column_sums, tol=tols[0], max_iter=max_iter, init=inits[0])
+    return student, teacher
 
 
 class _Klot(torch.autograd.Function):
@@ -34,14 +106,10 @@ class _Klot(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, K, teacher, student):
-        value = torch.zeros((), dtype=torch.float64 if K.device.type != "mps" else torch.float32, device=K.device)
+        value = _zero(teacher)
         gradient = torch.empty_like(K) if ctx.needs_input_grad[0] else None
-        for rows in row_blocks(K):
-            log_T, log_P = (_log_plan_rows(result, rows) for result in (teacher, student))
-            T, P = log_T.clamp(min=FLOOR).exp2_(), log_P.clamp(min=FLOOR).exp2_()
-            value += _natural((T * (log_T - log_P)).sum(dtype=value.dtype))
-            # the masses make it the generalised KL, which is >= 0 short of convergence too
-            value += P.sum(dtype=value.dtype) - T.sum(dtype=value.dtype)
+        for rows in student.affinity.row_blocks():
+            T, P = _plan_rows(teacher, student, rows, value)
             if gradient is not None:
                 # Thm C.4: (P - P*) / epsilon with the student's epsilon (Thm 5.1 of the main text misprints it)
                 torch.sub(P, T, out=gradient[rows]).div_(student.epsilon)
@@ -55,12 +123,40 @@ class _Klot(torch.autograd.Function):
         return grad_output * gradient, None, None
 
 
-def _log_plan_rows(result, rows):
-    """log2 of the plan of a `SinkhornResult` on some rows."""
-    unit = _natural(result.epsilon)
-    return log_plan(result.K[rows], result.f[rows] / unit, result.g / unit, result.epsilon)
+class _KlotFromFeatures(torch.autograd.Function):
+    """The same through ``K = F @ G.T``: ``dF = dK @ G`` and ``dG = dK.T @ F``, block by block."""
+
+    @staticmethod
+    def forward(ctx, F, G, teacher, student):
+        value = _zero(teacher)
+        dF, dG = (
+            torch.zeros_like(Z) if needed else None for Z, needed in zip((F, G), ctx.needs_input_grad, strict=False)
+        )
+        for rows in student.affinity.row_blocks():
+            T, P = _plan_rows(teacher, student, rows, value)
+            dK = P.sub_(T).div_(student.epsilon)
+            if dF is not None:
+                torch.mm(dK, G, out=dF[rows])
+            if dG is not None:
+                dG.addmm_(dK.T, F[rows])
+        ctx.save_for_backward(dF, dG)
+        return value.to(F.dtype)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_output):
+        return *(None if Z is None else grad_output * Z for Z in ctx.saved_tensors), None, None
 
 
-def _natural(log2_value):
-    """From units of log2 to natural units."""
-    return log2_value * 0.6931471805599453
+def _zero(result):
+    return torch.zeros((), dtype=result.f.dtype, device=result.f.device)
+
+
+def _plan_rows(teacher, student, rows, value):
+    """Some rows of the teacher's and of the student's plan; adds their share of the divergence to `value`."""
+    log_T, log_P = teacher.log2_plan(rows), student.log2_plan(rows)
+    T, P = log_T.clamp(min=FLOOR).exp2_(), log_P.clamp(min=FLOOR).exp2_()
+    value += math.log(2) * log_T.sub_(log_P).mul_(T).sum(dtype=value.dtype)
+    # the masses make it the generalised KL, which is >= 0 short of convergence too
+    value += P.sum(dtype=value.dtype) - T.sum(dtype=value.dtype)
+    return T, P

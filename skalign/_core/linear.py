@@ -33,11 +33,6 @@ class ThinView(NamedTuple):
         """Non-zero eigenvalues of the covariance ``A.T @ A / (p - 1)``, shape (r,)."""
         return self.s**2 / max(len(self.U) - 1, 1)
 
-    @property
-    def mean_eigenvalue(self):
-        """Trace of the covariance over the number of columns."""
-        return self.eigenvalues.sum() / self.Vt.shape[1]
-
 
 def thin_view(A, noise=0.0):
     """Thin SVD of a centred view, without the singular values up to `noise` or the rounding of float64."""

@@ -6,8 +6,8 @@ from .linear import ridge_cca, rounding_noise, thin_view
 from .ranks import best_match_ranks
 
 
-def cross_validated_ridge(A, B, pairs, groups, multiples, *, n_components, power, n_folds, n_repeats, rng):
-    """Held-out score of `ridge_cca` for each ridge, given as a multiple of each view's mean eigenvalue.
+def cross_validated_ridge(A, B, pairs, groups, regs, *, n_components, power, n_folds, n_repeats, rng):
+    """Held-out score of `ridge_cca` for each of some ridges.
 
     Parameters
     ----------
@@ -17,8 +17,8 @@ def cross_validated_ridge(A, B, pairs, groups, multiples, *, n_components, power
         Which samples of the two views the rows of A and B are; a sample may stand in several pairs.
     groups : ndarray of int, shape (p,)
         Pairs of one group share a row; they stay on one side of every split.
-    multiples : ndarray of shape (q,)
-        Candidates.
+    regs : ndarray of shape (q, 2)
+        Candidates: ridge of A and of B.
     n_components, power : see `ridge_cca`
     n_folds : int
         Number of folds, cut down to the number of groups.
@@ -36,16 +36,16 @@ def cross_validated_ridge(A, B, pairs, groups, multiples, *, n_components, power
     n_groups = groups.max() + 1
     n_folds = min(n_folds, n_groups)
     if n_folds < 2:
-        return np.full(len(multiples), np.nan)
-    scores = np.zeros(len(multiples))
+        return np.full(len(regs), np.nan)
+    scores = np.zeros(len(regs))
     for _ in range(n_repeats):
         fold = (rng.permutation(n_groups) % n_folds)[groups]  # (p,)
         for k in range(n_folds):
-            scores += _fold_scores(A, B, pairs, fold == k, multiples, n_components, power) / (n_repeats * len(pairs))
+            scores += _fold_scores(A, B, pairs, fold == k, regs, n_components, power) / (n_repeats * len(pairs))
     return scores
 
 
-def _fold_scores(A, B, pairs, test, multiples, n_components, power):
+def _fold_scores(A, B, pairs, test, regs, n_components, power):
     """Mean reciprocal rank of one test part, times its number of pairs, for each candidate."""
     train = ~test
     mean_a, mean_b = A[train].mean(axis=0, dtype=np.float64), B[train].mean(axis=0, dtype=np.float64)
@@ -58,9 +58,8 @@ def _fold_scores(A, B, pairs, test, multiples, n_components, power):
     # from here on in the coordinates of the training part, which are fewer than the columns where pairs are few
     short_a, short_b = (thin._replace(Vt=np.eye(len(thin.s))) for thin in (thin_a, thin_b))
     local = np.column_stack([a_of, b_of])
-    scores = np.empty(len(multiples))
-    for i, multiple in enumerate(multiples):
-        reg = (multiple * thin_a.mean_eigenvalue, multiple * thin_b.mean_eigenvalue)
+    scores = np.empty(len(regs))
+    for i, reg in enumerate(regs):
         maps = ridge_cca(short_a, short_b, reg, n_components, power)
         scores[i] = _mean_reciprocal_rank(held_a @ maps.W_x, held_b @ maps.W_y, local)
     return scores * np.count_nonzero(test)

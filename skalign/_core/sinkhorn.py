@@ -4,21 +4,35 @@ Notation: affinity ``K`` (n, m), plan ``P = exp((K + f 1' + 1 g') / epsilon)``, 
 the potentials are in units of log2, ``phi = f log2(e) / epsilon`` and ``psi = g log2(e) / epsilon``, since exp2 is cheaper
 than exp, and in float64, since they reach hundreds while the plan depends on their decimals.
 
-The solver has two phases. *Scaling* runs log-domain updates from a large epsilon down to the wanted one, which brings the
-potentials close. *Polishing* stores the kernel ``G = 2^(K log2(e) / epsilon + psi_0 - row maximum)`` once, so that one
-iteration costs two matrix-vector products, and speeds the fixed-point iteration on ``psi`` up by Anderson acceleration.
+One loop for every affinity. A *sweep* reads all of K once, in blocks that stay in cache: it finds the phi that makes the
+rows exact, the column sums, and on the way keeps a *model* of the plan: all of it where there is room, its large entries
+where those are few, else some of its rows. On the model the column equations are solved by Sinkhorn iterations with
+Anderson acceleration, as far as the model can be trusted; the next sweep tells how true it was. The epsilon starts large
+and is divided with each sweep until it is the wanted one.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
+import numpy as np
 import torch
+from scipy.sparse import csr_array
+
+from .affinity import FactoredAffinity, StoredAffinity, check_features, check_matrix, full_precision
 
 FLOOR = -100.0  # log2: entries below 2^-100 of their row's maximum change no digit, and exp2 is slow in underflow
-_BLOCK = 1 << 18  # entries of K treated at a time: 1 MiB of float32 stays in cache
-_START = 0.1  # epsilon, relative to the range of K, at which the scaling phase starts
-_REACH = 30.0  # log2: how far psi may move from where the kernel was stored
-_MEMORY = 5  # differences kept by the Anderson acceleration
+_START = 0.1  # epsilon, relative to the spread of K, at most which to start with
+_FACTOR = 4.0  # by which epsilon falls from sweep to sweep, until it is the wanted one
+_COARSE = 0.02  # marginal error, on the model, that is close enough before epsilon falls
+_STALE = 0.5  # marginal error of a warm start above which a cold one is better
+_REACH = 30.0  # log2: how far psi may move on a model of whole rows, which are floored at `FLOOR`
+_MEMORY = 10  # differences kept by the Anderson acceleration
+_STRIDE = 8.0  # log2: how far it may go beyond its point in one step; slow modes tempt it to go astray
+_MODEL_ITER = 100  # iterations on a model that is not the whole plan before it is compared with the plan
+_ROOM = {"cpu": 1 << 23, "cuda": 1 << 26}  # entries kept of whole rows if the affinity is not stored
+_LARGE_ENTRIES = 3 << 20  # large entries kept of a plan, beside 16 for each row and column
+_LOST = 0.05  # mass that the large entries may leave out
 
 
 @dataclass(frozen=True)
@@ -30,14 +44,14 @@ class SinkhornResult:
     f, g : Tensor of shape (n,) and (m,)
         Potentials: ``log P = (K + f[:, None] + g) / epsilon``; -inf where a marginal is zero.
     n_iter : int
-        Full iterations (one row and one column update each).
+        Iterations (one row and one column update each), over the whole plan or over the model of it that is kept.
     error : float
         L1 distance between the plan's column sums and ``b``, over the total mass; its row sums equal ``a``.
     converged : bool
         Whether ``error <= tol``.
     column_sums : Tensor of shape (m,)
         Column sums the plan has; equal to ``b`` up to `error`.
-    K, epsilon :
+    affinity, epsilon :
         The problem that was solved.
     """
 
@@ -47,126 +61,380 @@ class SinkhornResult:
     error: float
     converged: bool
     column_sums: torch.Tensor
-    K: torch.Tensor
+    affinity: StoredAffinity | FactoredAffinity
     epsilon: float
 
     @property
     def plan(self):
-        """Transport plan P, shape (n, m), in the type of K; computed anew at each reading."""
-        scale = _log2_scale(self.epsilon)
-        P = torch.empty_like(self.K)
-        for rows in row_blocks(self.K):
-            log_plan(self.K[rows], self.f[rows] * scale, self.g * scale, self.epsilon, out=P[rows])
-            P[rows].clamp_(min=FLOOR).exp2_()
+        """Transport plan P, shape (n, m), in the type of the affinity; computed anew at each reading."""
+        P = torch.empty(self.affinity.shape, dtype=self.affinity.dtype, device=self.affinity.device)
+        for rows in self.affinity.row_blocks():
+            P[rows] = self.log2_plan(rows).clamp_(min=FLOOR).exp2_()
         return P
 
+    def log2_plan(self, rows):
+        """log2 of some rows of the plan, to be floored before exp2."""
+        scale, dtype = _log2_scale(self.epsilon), self.affinity.dtype
+        logits = self.affinity.scaled_rows(rows, scale, (self.g * scale).to(dtype))
+        return logits.add_((self.f[rows] * scale).to(dtype)[:, None])
 
-def sinkhorn(K, epsilon, a=None, b=None, *, tol=1e-5, max_iter=1000):
+
+def sinkhorn(K, epsilon, a=None, b=None, *, tol=1e-5, max_iter=1000, init=None):
     r"""Solve :math:`\max_{P \in \Pi(a, b)} \langle P, K\rangle - \varepsilon \langle P, \log P\rangle`.
 
     See :func:`skalign.losses.sinkhorn` for the parameters.
     """
-    K, a, b = check_problem(K.detach(), epsilon, a, b)
-    with torch.no_grad(), torch.autocast(K.device.type, enabled=False):
+    affinity = StoredAffinity(check_matrix(K.detach()))
+    return solve(affinity, epsilon, *check_problem(affinity, epsilon, a, b), tol=tol, max_iter=max_iter, init=init)
+
+
+def sinkhorn_from_features(F, G, epsilon, a=None, b=None, *, tol=1e-5, max_iter=1000, init=None):
+    """`sinkhorn` of ``F @ G.T``, which is not formed."""
+    affinity = FactoredAffinity(*check_features(F.detach(), G.detach()))
+    with full_precision():
+        return solve(affinity, epsilon, *check_problem(affinity, epsilon, a, b), tol=tol, max_iter=max_iter, init=init)
+
+
+def solve(affinity, epsilon, a, b, *, tol, max_iter, init):
+    """`sinkhorn` on an affinity and marginals that were checked."""
+    with torch.no_grad(), torch.autocast(affinity.device.type, enabled=False):
         rows, columns = a > 0, b > 0
         if rows.all() and columns.all():
-            return _solve(K, epsilon, a, b, tol, max_iter)
-        inner = _solve(K[rows][:, columns], epsilon, a[rows], b[columns], tol, max_iter)
+            return _solve(affinity, epsilon, a, b, tol, max_iter, init)
+        init = None if init is None else torch.as_tensor(init)[columns]
+        inner = _solve(affinity.select(rows, columns), epsilon, a[rows], b[columns], tol, max_iter, init)
         f = a.new_full(a.shape, -math.inf).masked_scatter_(rows, inner.f)
         g = b.new_full(b.shape, -math.inf).masked_scatter_(columns, inner.g)
         column_sums = torch.zeros_like(b).masked_scatter_(columns, inner.column_sums)
-        return SinkhornResult(f, g, inner.n_iter, inner.error, inner.converged, column_sums, K, epsilon)
+        return SinkhornResult(f, g, inner.n_iter, inner.error, inner.converged, column_sums, affinity, epsilon)
 
 
-def check_problem(K, epsilon, a=None, b=None):
-    """Refuse an ill-posed problem; fill in uniform marginals; lift half precision to float32. Marginals come in float64."""
-    if K.ndim != 2 or K.numel() == 0:
-        raise ValueError(f"The affinity must be a matrix with rows and columns, but its shape is {tuple(K.shape)}.")
+def check_problem(affinity, epsilon, a=None, b=None):
+    """Refuse an ill-posed problem; fill in uniform marginals. Marginals come in float64."""
     if not epsilon > 0 or math.isinf(epsilon):
         raise ValueError(f"`epsilon` must be positive and finite, but it is {epsilon}. Typical values are 0.01 to 0.1.")
-    if K.dtype not in (torch.float32, torch.float64):
-        K = K.float()  # a half-precision kernel costs 2 to 12 percent of row error
-    if not torch.isfinite(K).all():
-        raise ValueError(
-            "The affinity holds NaN or infinity. Expected finite similarities; check the embeddings it comes from."
-        )
-    n, m = K.shape
-    a, b = _marginal(a, n, K, "a"), _marginal(b, m, K, "b")
+    n, m = affinity.shape
+    a, b = _marginal(a, n, affinity, "a"), _marginal(b, m, affinity, "b")
     mass_a, mass_b = float(a.sum()), float(b.sum())
     if not math.isclose(mass_a, mass_b, rel_tol=1e-4):
         raise ValueError(
             f"The marginals must have equal mass, but `a` sums to {mass_a:g} and `b` to {mass_b:g}. Rescale one of them."
         )
-    return K, a, b * (mass_a / mass_b)
+    return a, b * (mass_a / mass_b)
 
 
-def row_blocks(K):
-    """Slices of rows that keep a block of K in cache."""
-    step = max(1, _BLOCK // K.shape[1])
-    return [slice(start, start + step) for start in range(0, K.shape[0], step)]
+def _marginal(weights, size, affinity, name):
+    """A marginal in float64 (float32 where the device has none), uniform if None."""
+    dtype = _float64(affinity)
+    if weights is None:
+        return torch.full((size,), 1 / size, dtype=dtype, device=affinity.device)
+    weights = torch.as_tensor(weights, dtype=dtype, device=affinity.device).detach()
+    if weights.shape != (size,):
+        raise ValueError(f"The marginal `{name}` must have shape ({size},), but its shape is {tuple(weights.shape)}.")
+    if not (torch.isfinite(weights).all() and (weights >= 0).all() and weights.sum() > 0):
+        raise ValueError(f"The marginal `{name}` must hold finite weights >= 0 with a positive sum.")
+    return weights
 
 
-def log_plan(K, phi, psi, epsilon, out=None):
-    """log2 of the plan on a block of rows, to be floored before exp2."""
-    logits = torch.mul(K, _log2_scale(epsilon), out=out)  # (rows, m)
-    logits += phi.to(K.dtype)[:, None]
-    logits += psi.to(K.dtype)
-    return logits
+class _State(NamedTuple):
+    """Potentials whose plan has exact rows, how good they are, and the column sums of the plan."""
+
+    error: float  # L1 distance of the column sums from b, over the total mass
+    dual: float  # objective that Sinkhorn iterations make larger, in units of log2
+    phi: torch.Tensor
+    psi: torch.Tensor
+    column_sums: torch.Tensor
 
 
-def _solve(K, epsilon, a, b, tol, max_iter):
-    """`sinkhorn` on positive marginals."""
-    psi, n_iter = _scaling_phase(K, epsilon, a, b, max_iter)
-    phi, psi, column_sums, error, n_iter = _polishing_phase(K, epsilon, a, b, psi, tol, max_iter, n_iter)
-    unit = 1 / _log2_scale(epsilon)
-    return SinkhornResult(phi * unit, psi * unit, n_iter, error, error <= tol, column_sums, K, epsilon)
+def _solve(affinity, epsilon, a, b, tol, max_iter, init):
+    """`sinkhorn` on positive marginals: from a large epsilon down, then at the wanted one until the columns fit."""
+    if init is not None:
+        psi = _check_init(init, b) * _log2_scale(epsilon)
+        return _settle(affinity, epsilon, a, b, psi, None, tol, max_iter, n_iter=0, is_warm=True)
+    spread = affinity.typical_spread
+    n_steps = math.floor(math.log(max(_START * spread / epsilon, 1), _FACTOR))
+    psi, model, n_iter = _first_psi(affinity, _log2_scale(epsilon * _FACTOR**n_steps), a, b), None, 0
+    for step in range(n_steps, 0, -1):
+        if n_iter + 1 < max_iter:
+            scale = _log2_scale(epsilon * _FACTOR**step)
+            state, model = _sweep(affinity, scale, psi, a, b, model)
+            move, used, _ = _solve_columns(model, state, b, _COARSE, max_iter - n_iter - 2)
+            psi, n_iter = _tamed(psi + move, affinity.spread * scale, b), n_iter + 1 + used
+        psi = psi * _FACTOR
+    return _settle(affinity, epsilon, a, b, psi, model, tol, max_iter, n_iter)
 
 
-def _scaling_phase(K, epsilon, a, b, max_iter):
-    """One log-domain iteration at each of ever smaller epsilons; returns the last psi and the iterations spent."""
-    current = max(_START * float(K.max() - K.min()), epsilon)
-    psi = b.log2() - _log2_sum_columns(K, _log2_scale(current))  # no column starts out of reach
-    n_iter = 0
-    while n_iter < max_iter - 1:
-        psi = _fused_iteration(K, _log2_scale(current), psi, a, b)
-        n_iter += 1
-        if current == epsilon:
-            break
-        following = max(current / 2, epsilon)
-        psi *= current / following
-        current = following
-    return psi, n_iter
-
-
-def _polishing_phase(K, epsilon, a, b, psi, tol, max_iter, n_iter):
-    """Accelerated fixed-point iteration on psi at the wanted epsilon, by products with a stored kernel."""
-    mass = float(a.sum())
-    G = torch.empty_like(K)
-    shift, anchor = _store_kernel(K, epsilon, psi, G), psi
-    anderson, safe_psi = _Anderson(), psi
-    lowest = best_error = math.inf
+def _settle(affinity, epsilon, a, b, psi, model, tol, max_iter, n_iter, is_warm=False):
+    """Sweeps at one epsilon until the columns fit."""
+    scale, best, memory, max_error = _log2_scale(epsilon), None, _Memory(psi), math.inf
+    reach = affinity.spread * scale
     while True:
+        state, model = _sweep(affinity, scale, psi, a, b, model)
         n_iter += 1
-        v = (psi - anchor).exp2()
-        row_sums = (G @ v.to(K.dtype)).to(a.dtype)  # (n,)
-        u = a / row_sums
-        column_sums = v * (G.T @ u.to(K.dtype)).to(b.dtype)  # (m,)
-        error = float((column_sums - b).abs().sum()) / mass
-        if not error >= lowest:
-            lowest, reached = error, (u, shift, psi, column_sums)
-        if error <= tol or n_iter >= max_iter:
-            u, shift, psi, column_sums = reached
-            return u.log2() - shift, psi, column_sums, lowest, n_iter
-        if not error <= 3 * best_error:  # the acceleration went astray: back to the last plain step
-            anderson, psi, best_error = _Anderson(), safe_psi, math.inf
+        if is_warm and n_iter == 1 and state.error > _STALE and max_iter > 1:
+            cold = _solve(affinity, epsilon, a, b, tol, max_iter - 1, None)
+            return replace(cold, n_iter=cold.n_iter + 1)
+        best = _better(best, state)
+        if best.error <= tol or n_iter >= max_iter:
+            break
+        if memory.is_astray(state):
+            psi, memory = memory.safe_psi, _Memory(memory.safe_psi)
+            continue
+        memory.safe_psi = _tamed(psi + b.log2() - state.column_sums.log2(), reach, b)
+        # some rows may say little of the others: solved in vain once, they are no longer asked
+        max_error = 0.0 if model.is_sample and state.error > max_error else max_error and 0.5 * state.error
+        room = 0 if model.is_sample and max_error == 0 else max_iter - n_iter - (not model.is_whole)
+        move, used, solved = _solve_columns(model, state, b, max(0.5 * tol, model.trust * state.error), room)
+        n_iter += used
+        if solved is not None:
+            best = _better(best, solved)
+            if best.error <= tol or n_iter >= max_iter:
+                break
+        is_plain = model.is_whole or state.error > 0.5
+        psi = psi + move if is_plain else memory.anderson.step(psi, move, weight=state.column_sums)
+        psi = _tamed(psi, reach, b)
+    f, g = best.phi / scale, best.psi / scale
+    return SinkhornResult(f, g, n_iter, best.error, best.error <= tol, best.column_sums, affinity, epsilon)
+
+
+def _better(best, state):
+    return state if best is None or state.error < best.error else best
+
+
+def _check_init(init, b):
+    init = torch.as_tensor(init).detach().to(b)
+    if init.shape != b.shape or not torch.isfinite(init).all():
+        raise ValueError(
+            f"`init` must be a finite potential of shape {tuple(b.shape)}, as `SinkhornResult.g` is, but its shape is "
+            f"{tuple(init.shape)}. Pass None to start without one."
+        )
+    return init
+
+
+class _Memory:
+    """What the iterations at one epsilon have seen: how good they were, and where it is safe to return to."""
+
+    def __init__(self, psi):
+        self.safe_psi, self.anderson = psi, _Anderson()
+        self.error, self.dual = math.inf, -math.inf
+
+    def is_astray(self, state):
+        """Whether a state is much worse than those before, by its error and by the dual objective."""
+        if not state.error <= 3 * self.error and not state.dual > self.dual:
+            return True
+        self.error, self.dual = min(state.error, self.error), max(state.dual, self.dual)
+        return False
+
+
+def _first_psi(affinity, scale, a, b):
+    """Column potentials to begin with, from some of the rows: no column starts out of reach."""
+    rows = slice(None, None, 1 + affinity.shape[0] // 1024)
+    columns, log_a = affinity.select(rows).transposed(), a[rows].log2().to(affinity.dtype)
+    totals = torch.empty_like(b)
+    for block_rows in columns.row_blocks():
+        top, total = _exp2_rows(columns.scaled_rows(block_rows, scale, log_a))
+        totals[block_rows] = top + total.log2()
+    return b.log2() - totals
+
+
+def _sweep(affinity, scale, psi, a, b, former):
+    """One pass over K: the phi that makes the rows exact, how good it is, and a model of the plan.
+
+    `former` is the model of the sweep before, or None.
+    """
+    psi_k, a_k = psi.to(affinity.dtype), a.to(affinity.dtype)
+    phi, column_sums, model = torch.empty_like(a), torch.zeros_like(psi_k), None
+    for rows in affinity.row_blocks():
+        place = model.place(rows) if model else None
+        block = affinity.scaled_rows(rows, scale, psi_k, out=place)
+        top, total = _exp2_rows(block)
+        block.div_(total[:, None])  # the plan over its row sums
+        phi[rows] = top + total.log2()
+        column_sums += a_k[rows] @ block
+        model = model or _new_model(affinity, block, former)
+        if place is None:
+            model.keep(rows, block)
+    column_sums = column_sums.to(a.dtype).clamp_(min=torch.finfo(psi_k.dtype).tiny)
+    model.close(a, column_sums)
+    phi = a.log2() - phi
+    error, dual = torch.stack([(column_sums - b).abs().sum() / b.sum(), a @ phi + b @ psi]).tolist()
+    return _State(error, dual, phi, psi, column_sums), model
+
+
+def _exp2_rows(block):
+    """``2^(block - row maximum)`` in place; returns the row maxima and the new row sums, in float64 where there is."""
+    top = block.amax(dim=1)
+    block.sub_(top[:, None]).clamp_(min=FLOOR).exp2_()
+    total = block.sum(dim=1)
+    return top.to(_float64(block)), total.to(_float64(block))
+
+
+def _new_model(affinity, block, former):
+    """All rows of the plan if there is room; else its large entries if they are few; else some rows."""
+    n, m = affinity.shape
+    on_cuda = affinity.device.type == "cuda"
+    stride = 1 if affinity.is_stored else -(-n * m // _ROOM["cuda" if on_cuda else "cpu"])
+    if stride > 1 and not on_cuda and not (former and former.lost > _LOST):
+        for bits in (20, 16, 12):
+            large = block > 2.0**-bits
+            fits = float(large.sum()) / block.numel() * n * m <= 0.8 * _LargeEntries.room(affinity.shape)
+            if fits and 1 - float((block * large).sum()) / len(block) <= _LOST:
+                return _LargeEntries(affinity.shape, bits)
+    return _SomeRows(affinity, stride, former)
+
+
+class _SomeRows:
+    """Every stride-th row of the plan over its row sums."""
+
+    lost = 0.0
+    reach = _REACH
+
+    def __init__(self, affinity, stride, former):
+        n, m = affinity.shape
+        self.stride, self.is_whole, self.is_sample = stride, stride == 1, stride > 1
+        self.trust = 0.0 if self.is_whole else 0.02  # share of the error that is left if the model is solved exactly
+        self.max_iter = _MODEL_ITER if stride > 1 else 10**9
+        if isinstance(former, _SomeRows):
+            self.G = former.G  # fresh memory costs as much as filling it
         else:
-            best_error = min(best_error, error)
-            residual = b.log2() - column_sums.log2()
-            safe_psi = psi + residual
-            psi = anderson.step(psi, residual, weight=column_sums) if error < 0.5 else safe_psi
-        if float((psi - anchor).abs().max()) > _REACH:
-            psi = _tamed(psi, K, epsilon, b)
-            shift, anchor = _store_kernel(K, epsilon, psi, G), psi
+            self.G = torch.empty((-(-n // stride), m), dtype=affinity.dtype, device=affinity.device)
+
+    def place(self, rows):
+        """Where some rows of the plan may be computed in place, or None."""
+        return self.G[rows] if self.is_whole else None
+
+    def keep(self, rows, block):
+        first = -rows.start % self.stride
+        kept = block[first :: self.stride]
+        at = (rows.start + first) // self.stride
+        self.G[at : at + len(kept)] = kept
+
+    def close(self, a, column_sums):
+        self.a = a[:: self.stride]
+
+    def target(self, b, sums, column_sums):
+        """What the sums of the model have to be for those of the plan to be b: some rows stand for all."""
+        if self.is_whole:
+            return b
+        target = b * (sums / column_sums)
+        return target * (sums.sum() / target.sum())
+
+    def row_sums(self, v):
+        return (self.G @ v.to(self.G.dtype)).to(v.dtype)
+
+    def column_sums(self, u):
+        return (self.G.T @ u.to(self.G.dtype)).to(u.dtype)
+
+
+class _LargeEntries:
+    """The entries of the plan above a share of their row, sparse and in float64.
+
+    What they leave out of each row and column is taken as spread over the others in proportion, a matrix of rank one, so
+    that mass still finds its way where the large entries alone would not connect.
+    """
+
+    is_whole = is_sample = False
+    trust = 0.01
+    max_iter = _MODEL_ITER
+
+    def __init__(self, shape, bits):
+        self.shape, self.bits, room = shape, bits, self.room(shape)
+        self.values, self.columns = np.empty(room), np.empty(room, dtype=np.int32)
+        self.counts, self.size = np.zeros(shape[0], dtype=np.int64), 0
+
+    @staticmethod
+    def room(shape):
+        """How many entries are kept at most."""
+        return _LARGE_ENTRIES + 16 * sum(shape)
+
+    @property
+    def reach(self):
+        """log2: a move by which an entry left out may become as large as its row."""
+        return float(self.bits)
+
+    def place(self, rows):
+        """Nowhere: the rows are not kept as they are."""
+
+    def keep(self, rows, block):
+        found = (block > 2.0**-self.bits).nonzero()
+        while self.size + len(found) > len(self.values):
+            self._raise_threshold()
+            found = (block > 2.0**-self.bits).nonzero()
+        new = slice(self.size, self.size + len(found))
+        self.values[new] = block[found[:, 0], found[:, 1]].numpy()
+        self.columns[new] = found[:, 1].numpy()
+        self.counts[rows] = np.bincount(found[:, 0].numpy(), minlength=len(block))
+        self.size = new.stop
+
+    def _raise_threshold(self):
+        self.bits -= 3
+        old = slice(self.size)
+        large = self.values[old] > 2.0**-self.bits
+        self.counts = np.bincount(
+            np.repeat(np.arange(len(self.counts)), self.counts)[large], minlength=len(self.counts)
+        )
+        self.size = int(large.sum())
+        self.values[: self.size], self.columns[: self.size] = self.values[old][large], self.columns[old][large]
+
+    def close(self, a, column_sums):
+        starts = np.concatenate([[0], np.cumsum(self.counts)])
+        self.G = csr_array((self.values[: self.size], self.columns[: self.size], starts), shape=self.shape)
+        self.a = a
+        self.row_rest = torch.from_numpy((1 - self.G.sum(axis=1)).clip(min=0))
+        self.column_rest = (column_sums - torch.from_numpy(self.G.T @ a.numpy())).clamp_(min=0)
+        self.lost = float(self.row_rest.mean())
+        self.row_rest /= max(float(a @ self.row_rest), 1e-30) ** 0.5
+        self.column_rest /= max(float(self.column_rest.sum()), 1e-30) ** 0.5
+
+    def target(self, b, sums, column_sums):
+        """`b` itself, for the model has all of the mass."""
+        return b
+
+    def row_sums(self, v):
+        return torch.from_numpy(self.G @ v.numpy()) + self.row_rest * (self.column_rest @ v)
+
+    def column_sums(self, u):
+        return torch.from_numpy(self.G.T @ u.numpy()) + self.column_rest * (self.row_rest @ u)
+
+
+def _solve_columns(model, state, b, wanted, max_iter):
+    """The move of psi that brings the column sums of a model to b, by accelerated Sinkhorn iterations.
+
+    It ends where the error is `wanted`, or where the model's reach does. Returns the move, the iterations, and, if the model
+    is the whole plan, the state that is reached.
+    """
+    plain = b.log2() - state.column_sums.log2()
+    if state.error <= wanted or max_iter < 1 or float(plain.abs().max()) > model.reach:
+        return plain, 0, None
+    move, memory = torch.zeros_like(b), _Memory(torch.zeros_like(b))
+    target = best = None
+    n_iter = 0
+    while n_iter < min(max_iter, model.max_iter):
+        n_iter += 1
+        v = move.exp2()
+        row_sums = model.row_sums(v)
+        sums = v * model.column_sums(model.a / row_sums)
+        if target is None:
+            target = model.target(b, sums, state.column_sums)
+        measures = (b * (sums / target - 1)).abs().sum() / b.sum(), target @ move - model.a @ row_sums.log2()
+        error, dual, size = torch.stack([*measures, move.abs().max()]).tolist()
+        if size > model.reach:
+            found = move.clamp(-model.reach, model.reach)
+            break
+        here = _State(error, dual, row_sums, move, sums)
+        best = _better(best, here)
+        found = best.psi
+        if error <= wanted:
+            break
+        if memory.is_astray(here):
+            move, memory = memory.safe_psi, _Memory(memory.safe_psi)
+            continue
+        residual = target.log2() - sums.log2()
+        memory.safe_psi = move + residual
+        move = memory.anderson.step(move, residual, weight=b) if error < 0.5 else memory.safe_psi
+    if not model.is_whole:
+        return found, n_iter, None
+    return found, n_iter, best._replace(phi=state.phi - best.phi.log2(), psi=state.psi + best.psi)
 
 
 class _Anderson:
@@ -184,64 +452,21 @@ class _Anderson:
         gram = (df * weight) @ df.T  # (memory, memory)
         gram.diagonal().add_(1e-8 * gram.diagonal().mean() + torch.finfo(gram.dtype).tiny)
         gamma = torch.linalg.solve(gram, (df * weight) @ residual)
-        return x + residual - gamma @ (dx + df)
+        limit = max(_STRIDE, 2 * float(residual.abs().max()))
+        return x + (residual - gamma @ (dx + df)).clamp_(-limit, limit)
 
 
-def _tamed(psi, K, epsilon, b):
+def _tamed(psi, reach, b):
     """`psi` within the bounds every column update keeps: ``psi - log2 b`` spreads no further than ``scale K`` does."""
-    log_b, reach = b.log2(), float(K.max() - K.min()) * _log2_scale(epsilon)
+    log_b = b.log2()
     excess = psi - log_b
     return log_b + (excess - (excess.max() + excess.min()) / 2).clamp(-reach / 2, reach / 2)
-
-
-def _store_kernel(K, epsilon, psi, G):
-    """Fill ``G = 2^(scale K + psi - shift)`` with the row maximum as shift; returns the shift, shape (n,)."""
-    scale, psi_k = _log2_scale(epsilon), psi.to(K.dtype)
-    shift = K.new_empty(K.shape[0])
-    for rows in row_blocks(K):
-        block = torch.mul(K[rows], scale, out=G[rows]).add_(psi_k)
-        shift[rows] = block.amax(dim=1)
-        block.sub_(shift[rows, None]).clamp_(min=FLOOR).exp2_()
-    return shift.to(psi.dtype)
-
-
-def _fused_iteration(K, scale, psi, a, b):
-    """One row and one column update of Sinkhorn in a single pass over K: the new psi, shape (m,)."""
-    psi_k, a_k = psi.to(K.dtype), a.to(K.dtype)
-    sums = torch.zeros_like(psi_k)
-    for rows in row_blocks(K):
-        block = torch.mul(K[rows], scale).add_(psi_k)
-        block.sub_(block.amax(dim=1, keepdim=True)).clamp_(min=FLOOR).exp2_()
-        sums += (a_k[rows] / block.sum(dim=1)) @ block  # column sums of the plan with exact rows
-    return psi + b.log2() - sums.to(psi.dtype).log2()
-
-
-def _log2_sum_columns(K, scale):
-    """``log2 sum_i 2^(scale K_ij)``, shape (m,), in float64 where the device has it."""
-    top = K.amax(dim=0)
-    total = torch.zeros_like(top)
-    for rows in row_blocks(K):
-        total += torch.sub(K[rows], top).mul_(scale).clamp_(min=FLOOR).exp2_().sum(dim=0)
-    return total.log2().to(_float64(K)) + scale * top.to(_float64(K))
 
 
 def _log2_scale(epsilon):
     return math.log2(math.e) / epsilon
 
 
-def _marginal(weights, size, K, name):
-    """A marginal in float64 (float32 where the device has none), uniform if None."""
-    dtype = _float64(K)
-    if weights is None:
-        return torch.full((size,), 1 / size, dtype=dtype, device=K.device)
-    weights = torch.as_tensor(weights, dtype=dtype, device=K.device).detach()
-    if weights.shape != (size,):
-        raise ValueError(f"The marginal `{name}` must have shape ({size},), but its shape is {tuple(weights.shape)}.")
-    if not (torch.isfinite(weights).all() and (weights >= 0).all() and weights.sum() > 0):
-        raise ValueError(f"The marginal `{name}` must hold finite weights >= 0 with a positive sum.")
-    return weights
-
-
-def _float64(K):
+def _float64(tensor):
     """float64, or float32 on a device that has none."""
-    return torch.float32 if K.device.type == "mps" else torch.float64
+    return torch.float32 if tensor.device.type == "mps" else torch.float64

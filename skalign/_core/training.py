@@ -9,6 +9,7 @@ import torch
 from torch.nn.functional import normalize
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
+from .affinity import full_precision
 from .lion import Lion
 from .losses import siglip
 from .ranks import recalls
@@ -66,9 +67,9 @@ def train_heads(
 ) -> TrainingRecord:
     r"""Minimise ``SigLIP(pairs) + alpha * divergence(unpaired batch)`` over both heads, in place.
 
-    ``divergence(F, G, F_teacher, G_teacher)`` takes unit rows and returns a scalar. ``report(record)`` is called after
-    every step. Whatever ends the training, the heads are left in their best state: the best on held-out pairs if there are
-    any, else the last complete step.
+    ``divergence(F, G, F_teacher, G_teacher, same_rows)`` takes unit rows, and whether they are those of the step before,
+    and returns a scalar. ``report(record)`` is called after every step. Whatever ends the training, the heads are left in
+    their best state: the best on held-out pairs if there are any, else the last complete step.
     """
     device = views.A.device
     record = TrainingRecord()
@@ -96,7 +97,8 @@ def train_heads(
             if alpha > 0:
                 i, j = draw_x(), draw_y()
                 F, G = unit_rows(head_x(views.X[i])), unit_rows(head_y(views.Y[j]))
-                regulariser = divergence(F, G, views.F_teacher[i], views.G_teacher[j])
+                same_rows = draw_x.takes_all and draw_y.takes_all
+                regulariser = divergence(F, G, views.F_teacher[i], views.G_teacher[j], same_rows)
             loss = supervised + alpha * regulariser
             stepper.zero_grad()
             loss.backward()
@@ -142,17 +144,17 @@ def embed(head, Z, device, batch_size=65_536):
 @contextlib.contextmanager
 def undisturbed(device, seed):
     """Gradients on, full precision, random numbers of our own; what the caller has set of these is put back."""
-    precision = torch.get_float32_matmul_precision()
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+    with (
+        torch.random.fork_rng(devices),
+        torch.enable_grad(),
+        torch.autocast(device.type, enabled=False),
+        full_precision(),
+    ):
         torch.default_generator.manual_seed(seed)
         if devices:
             torch.cuda.manual_seed(seed)
-        torch.set_float32_matmul_precision("highest")  # TF32 would blur an affinity that is divided by epsilon
-        try:
-            yield
-        finally:
-            torch.set_float32_matmul_precision(precision)
+        yield
 
 
 class _Sampler:
@@ -163,8 +165,12 @@ class _Sampler:
         self.generator, self.device = generator, device
         self.order = torch.empty(0, dtype=torch.long)
 
+    @property
+    def takes_all(self):
+        return self.batch_size == self.n_rows
+
     def __call__(self):
-        if self.batch_size == self.n_rows:
+        if self.takes_all:
             return slice(None)
         if len(self.order) < self.batch_size:
             self.order = torch.randperm(self.n_rows, generator=self.generator)

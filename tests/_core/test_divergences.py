@@ -7,6 +7,7 @@ from helpers import LAW
 from numpy.testing import assert_allclose
 from torch.nn.functional import normalize
 
+from skalign._core import divergences
 from skalign._core.divergences import DIVERGENCES, Divergence
 from skalign._core.klot import klot
 from skalign._core.losses import cka, info_nce
@@ -66,3 +67,33 @@ def test_each_plan_has_its_own_tolerance(rows):
     loose(*rows)
     assert loose.worst_error["student"] <= 1e-9
     assert 1e-9 < loose.worst_error["teacher"] <= 0.3
+
+
+def test_large_batches_never_form_their_affinities(rows, monkeypatch):
+    F, G = rows[0].requires_grad_(), rows[1].requires_grad_()
+    dense = divergence("klot")(*rows)
+    expected = torch.autograd.grad(dense, (F, G))
+    monkeypatch.setattr(divergences, "_DENSE_ENTRIES", 7 * 11 - 1)
+    monkeypatch.setattr(divergences, "klot", None)
+    judge = divergence("klot")
+    streamed = judge(*rows)
+    assert_allclose(streamed.detach(), dense.detach(), **LAW[np.float64])
+    for found, wanted in zip(torch.autograd.grad(streamed, (F, G)), expected, strict=True):
+        assert_allclose(found, wanted, **LAW[np.float64])
+    assert judge.worst_error["teacher"] > 0
+
+
+def test_rows_that_come_again_start_where_they_ended(rows, monkeypatch):
+    n_iter, judge = [], divergence("klot", tol=1e-6, tol_teacher=1e-6)
+
+    def spy(*args, **kwargs):
+        results = klot(*args, **kwargs)
+        n_iter.append(results[2].n_iter)
+        return results
+
+    monkeypatch.setattr(divergences, "klot", spy)
+    first = judge(*rows)
+    for same_rows in (True, False):
+        assert_allclose(judge(*rows, same_rows), first, rtol=1e-5)
+    assert n_iter[1] == 1
+    assert n_iter[2] == n_iter[0] > 1

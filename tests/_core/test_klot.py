@@ -8,8 +8,9 @@ import torch
 from helpers import LAW
 from numpy.testing import assert_allclose, assert_array_equal
 
+from skalign._core import affinity
 from skalign._core import sinkhorn as solver
-from skalign._core.klot import klot
+from skalign._core.klot import klot, klot_from_features
 
 EPSILON, EPSILON_TEACHER = 0.3, 0.1
 TIGHT = {"tol": 1e-13, "max_iter": 5000}
@@ -162,7 +163,7 @@ def test_teacher_receives_no_gradient(rng):
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize(
     ("epsilon_teacher", "options"),
-    [(0.002, {"tol": 1e-13, "max_iter": 60}), (EPSILON_TEACHER, {"tol": 1e-13, "tol_teacher": 0.2, "max_iter": 5000})],
+    [(0.001, {"tol": 1e-13, "max_iter": 26}), (EPSILON_TEACHER, {"tol": 1e-13, "tol_teacher": 0.2, "max_iter": 5000})],
 )
 def test_student_is_given_the_marginals_of_an_unconverged_teacher(rng, epsilon_teacher, options, weighted):
     K, K_teacher = affinities(rng)
@@ -312,7 +313,7 @@ def test_one_row_or_column_leaves_nothing_to_learn(rng, n, m):
 def test_blocks_of_rows_change_nothing(rng, block, monkeypatch):
     K, K_teacher = affinities(rng)
     whole, value = gradient(K, K_teacher, **TIGHT)[0], klot(K, K_teacher, **TIGHT)[0]
-    monkeypatch.setattr(solver, "_BLOCK", block)
+    monkeypatch.setattr(affinity, "_STORED_BLOCK", block)
     assert_allclose(gradient(K, K_teacher, **TIGHT)[0], whole, **LAW[np.float64])
     assert_allclose(klot(K, K_teacher, **TIGHT)[0], value, **LAW[np.float64])
 
@@ -352,3 +353,67 @@ def test_shapes_must_agree():
 def test_both_epsilons_must_be_positive(epsilons):
     with pytest.raises(ValueError, match=r"`epsilon` must be positive"):
         klot(torch.eye(3), torch.eye(3), *epsilons)
+
+
+def feature_gradients(F, G, *args, **kwargs):
+    F, G = F.clone().requires_grad_(), G.clone().requires_grad_()
+    value = klot_from_features(F, G, *args, **kwargs)[0]
+    value.backward()
+    return value.detach(), F.grad, G.grad
+
+
+@pytest.mark.parametrize("room", [1 << 20, 30])  # the plan fits, or only some of its rows
+@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_features_give_value_and_gradients_of_their_products(rng, monkeypatch, room, zeros, weighted):
+    monkeypatch.setitem(solver._ROOM, "cpu", room)
+    monkeypatch.setattr(affinity, "_FACTORED_BLOCK", 25)
+    F, G, F_teacher, G_teacher = (unit_rows(rng, n) for n in (7, 11, 7, 11))
+    a, b = (weights(rng, 7), weights(rng, 11)) if weighted or zeros else (None, None)
+    if zeros:
+        a[[0, 4]], b[[3, 9]] = 0, 0
+        a, b = a / a.sum(), b / b.sum()
+    value, dF, dG = feature_gradients(F, G, F_teacher, G_teacher, EPSILON, EPSILON_TEACHER, a, b, **TIGHT)
+    expected = klot(F @ G.T, F_teacher @ G_teacher.T, EPSILON, EPSILON_TEACHER, a, b, **TIGHT)[0]
+    dK = gradient(F @ G.T, F_teacher @ G_teacher.T, EPSILON, EPSILON_TEACHER, a, b, **TIGHT)[0]
+    assert_allclose(value, expected, **LAW[np.float64])
+    assert_allclose(dF, dK @ G, **LAW[np.float64])
+    assert_allclose(dG, dK.T @ F, **LAW[np.float64])
+
+
+def test_only_the_features_that_ask_get_a_gradient(rng):
+    F, G, F_teacher, G_teacher = (unit_rows(rng, n).requires_grad_() for n in (7, 11, 7, 11))
+    _, dF, dG = feature_gradients(F.detach(), G.detach(), F_teacher, G_teacher)
+    with saving():
+        klot_from_features(F, G.detach(), F_teacher, G_teacher)[0].backward()
+        value = klot_from_features(F.detach(), G, F_teacher, G_teacher)[0]
+    assert [saved.tensor.shape for saved in Saved.alive] == [G.shape]
+    (3 * value).backward()
+    assert_allclose(F.grad, dF, **LAW[np.float64])
+    assert_allclose(G.grad, 3 * dG, **LAW[np.float64])
+    assert F_teacher.grad is None
+    assert G_teacher.grad is None
+
+
+def test_features_in_half_precision_are_lifted_to_single(rng):
+    views = [unit_rows(rng, n).half() for n in (7, 11, 7, 11)]
+    value, dF, _ = feature_gradients(*views)
+    assert dF.dtype == torch.float16
+    assert_allclose(value, klot_from_features(*(Z.float() for Z in views))[0], rtol=1e-3)
+
+
+def test_students_and_teachers_rows_must_agree(rng):
+    F, G = unit_rows(rng, 7), unit_rows(rng, 11)
+    with pytest.raises(ValueError, match="same rows, but there are 7 and 11 of the student, 11 and 7 of the teacher"):
+        klot_from_features(F, G, G, F)
+
+
+def test_warm_starts_change_nothing_but_the_iterations(rng):
+    K, K_teacher = affinities(rng)
+    options = {"tol": 1e-11, "max_iter": 5000}
+    cold, value = klot(K, K_teacher, 0.05, 0.02, **options)[1:], klot(K, K_teacher, 0.05, 0.02, **options)[0]
+    starts = {"init": cold[0].g, "init_teacher": cold[1].g}
+    options["tol"] = 1e-10
+    found, student, teacher = klot(K, K_teacher, 0.05, 0.02, **options, **starts)
+    assert student.n_iter == teacher.n_iter == 1
+    assert_allclose(found, value, **LAW[np.float64])

@@ -8,18 +8,18 @@ from numpy.testing import assert_allclose, assert_array_equal
 from skalign._core import selection
 from skalign._core.selection import cross_validated_ridge
 
-MULTIPLES = 10.0 ** np.arange(-3, 4)
+RIDGES = np.outer(10.0 ** np.arange(-4, 4), [1, 1])
 
 
 def row_by_row(p):
     return np.column_stack([np.arange(p), np.arange(p)])
 
 
-def select(A, B, pairs=None, groups=None, multiples=MULTIPLES, seed=0, **changes):
+def select(A, B, pairs=None, groups=None, regs=RIDGES, seed=0, **changes):
     pairs = row_by_row(len(A)) if pairs is None else pairs
     groups = np.arange(len(A)) if groups is None else groups
     settings = {"n_components": None, "power": 0.5, "n_folds": 5, "n_repeats": 2, **changes}
-    return cross_validated_ridge(A, B, pairs, groups, multiples, rng=np.random.RandomState(seed), **settings)
+    return cross_validated_ridge(A, B, pairs, groups, regs, rng=np.random.RandomState(seed), **settings)
 
 
 def noiseless(rng, p=60):
@@ -62,18 +62,18 @@ def held_out(monkeypatch):
 def test_noise_asks_for_a_large_ridge_and_exact_views_for_a_small_one(seed):
     rng = np.random.default_rng(seed)
     exact, noise = select(*noiseless(rng)), select(*noisy(rng))
-    assert MULTIPLES[exact.argmax()] <= 1e-2
+    assert RIDGES[exact.argmax(), 0] <= 1e-1
     assert exact[0] > 0.999 and exact[-1] < 0.5
-    assert MULTIPLES[noise.argmax()] >= 1e2
+    assert RIDGES[noise.argmax(), 0] >= 10
     assert noise[-1] > noise[0] + 0.03
 
 
-def dense_maps(A, B, multiple, n_components, power):
-    """Ridge CCA by inverse roots of the d x d covariances, with the ridge as a multiple of their mean eigenvalue."""
+def dense_maps(A, B, reg, n_components, power):
+    """Ridge CCA by inverse roots of the d x d covariances."""
     roots = []
-    for view in (A, B):
+    for view, ridge in zip((A, B), reg, strict=True):
         S = view.T @ view / (len(view) - 1)
-        values, vectors = np.linalg.eigh(S + multiple * np.trace(S) / len(S) * np.eye(len(S)))
+        values, vectors = np.linalg.eigh(S + ridge * np.eye(len(S)))
         roots.append(vectors / np.sqrt(values) @ vectors.T)
     U, s, Vt = np.linalg.svd(roots[0] @ (A.T @ B / (len(A) - 1)) @ roots[1])
     k = min(n_components or len(s), len(A) - 1, len(s))
@@ -94,13 +94,13 @@ def reciprocal_ranks(F, G, pairs):
 @pytest.mark.parametrize(("n_components", "power"), [(None, 0.5), (4, 0.0)])
 def test_scores_equal_plain_loops_over_held_out_parts(rng, held_out, n_components, power):
     A, B, pairs, groups = with_shared_rows(rng)
-    multiples = np.array([0.1, 10.0])
-    scores = select(A, B, pairs, groups, multiples, n_components=n_components, power=power, n_folds=3, n_repeats=2)
+    regs = np.array([[0.1, 0.2], [10.0, 5.0]])
+    scores = select(A, B, pairs, groups, regs, n_components=n_components, power=power, n_folds=3, n_repeats=2)
     expected = np.zeros(2)
     for test in held_out:
         mean_a, mean_b = A[~test].mean(axis=0), B[~test].mean(axis=0)  # the held-out pairs move nothing
-        for q, multiple in enumerate(multiples):
-            W_x, W_y = dense_maps(A[~test] - mean_a, B[~test] - mean_b, multiple, n_components, power)
+        for q, reg in enumerate(regs):
+            W_x, W_y = dense_maps(A[~test] - mean_a, B[~test] - mean_b, reg, n_components, power)
             F = {i: (a - mean_a) @ W_x for (i, _), a in zip(pairs, A, strict=True)}
             G = {j: (b - mean_b) @ W_y for (_, j), b in zip(pairs, B, strict=True)}
             ways = reciprocal_ranks(F, G, pairs[test]), reciprocal_ranks(G, F, pairs[test][:, ::-1])
@@ -147,7 +147,7 @@ def test_one_generator_serves_all_repeats(rng, held_out):
     stream, i = np.random.RandomState(0), np.arange(60)
     once = [
         cross_validated_ridge(
-            A, B, row_by_row(60), i, MULTIPLES, n_components=None, power=0.5, n_folds=5, n_repeats=1, rng=stream
+            A, B, row_by_row(60), i, RIDGES, n_components=None, power=0.5, n_folds=5, n_repeats=1, rng=stream
         )
         for _ in range(2)
     ]
@@ -157,7 +157,7 @@ def test_one_generator_serves_all_repeats(rng, held_out):
 def test_one_group_cannot_be_judged(rng, held_out):
     A, B = noisy(rng, 6)
     scores = select(A, B, groups=np.zeros(6, dtype=int))
-    assert scores.shape == MULTIPLES.shape
+    assert scores.shape == (len(RIDGES),)
     assert np.isnan(scores).all()
     assert not held_out
 
@@ -171,9 +171,10 @@ def test_views_may_lie_anywhere(rng):
     assert_allclose(select(A + 100, B - 30), select(A, B), **LAW[np.float64])
 
 
-def test_ridge_is_relative_to_each_view(rng):
+def test_ridge_of_each_view_follows_its_units(rng):
     A, B = noisy(rng)
-    assert_allclose(select(1000 * A, B / 50), select(A, B), **LAW[np.float64])
+    scaled = select(1000 * A, B / 50, regs=RIDGES * [1000**2, 1 / 50**2])
+    assert_allclose(scaled, select(A, B), **LAW[np.float64])
 
 
 def test_single_precision_gives_the_same_scores_but_for_near_ties(rng):

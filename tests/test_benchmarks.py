@@ -1,5 +1,6 @@
-"""The quality benchmark on small planted data: it keeps its own protocol, and its table holds what it computed."""
+"""The benchmarks on small data: they keep their own protocols, and their tables hold what they computed."""
 
+import argparse
 import importlib.util
 import json
 import sys
@@ -7,17 +8,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from numpy.testing import assert_allclose
 
 from skalign.datasets import load_embeddings, make_two_views
 
 
-@pytest.fixture
-def quality():
-    file = Path(__file__).parents[1] / "benchmarks" / "quality.py"
-    spec = importlib.util.spec_from_file_location("quality", file)
+def benchmark(name):
+    file = Path(__file__).parents[1] / "benchmarks" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def quality():
+    return benchmark("quality")
 
 
 @pytest.fixture
@@ -59,3 +66,43 @@ def test_the_table_holds_mean_and_spread_of_the_runs(quality, folder, tmp_path, 
     recalls = [100 * run["mean_recall"] for run in json.loads(output.read_text()) if run["method"] == "CCA, tuned"]
     assert len(recalls) == 2
     assert f"| 20 | CCA, tuned | {np.mean(recalls):.1f} ± {np.std(recalls, ddof=1):.1f} |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["clustered", "duplicates", "iid"])
+def test_all_ways_to_klot_compute_one_gradient(kind):
+    klot = benchmark("klot")
+    options = argparse.Namespace(epsilons=[0.5, 0.3], tol=1e-6)
+    expected = klot.run_reference([Z.double() for Z in klot.problem(kind, 40, None)], options)[0]
+    for run in (klot.run_dense, klot.run_features, klot.run_plain_loop, klot.run_unrolled, klot.run_pot_log):
+        found, error = run(klot.problem(kind, 40, None), options)
+        assert found.dtype == torch.float32
+        assert_allclose(found, expected, rtol=0, atol=1e-3 * float(expected.abs().max()))
+        assert error is None or error < 1e-5
+    assert klot.run_pot_lazy(klot.problem(kind, 40, None), options)[1] < 1e-5
+
+
+def test_each_measurement_is_a_process_and_a_line_of_the_table(tmp_path, monkeypatch, capsys):
+    klot, output = benchmark("klot"), tmp_path / "out.json"
+    arguments = [
+        "--kinds",
+        "iid",
+        "--sizes",
+        "70",
+        "--methods",
+        "dense",
+        "features",
+        "--rounds",
+        "1",
+        "--output",
+        str(output),
+    ]
+    monkeypatch.setattr(sys, "argv", ["klot.py", *arguments])
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    klot.main()
+    dense, features = json.loads(output.read_text())
+    assert (dense["method"], features["method"]) == ("dense", "features")
+    for row in (dense, features):
+        assert 0 < row["seconds"] < 60
+        assert row["gradient_error"] < 1e-2
+    ratio = f"{features['seconds'] / dense['seconds']:.2g}"
+    assert f"| iid | 70 | features | {features['seconds']:.3g} | {ratio} |" in capsys.readouterr().out

@@ -177,7 +177,7 @@ def _settle(affinity, epsilon, a, b, psi, model, tol, max_iter, n_iter, is_warm=
         best = _better(best, state)
         if best.error <= tol or n_iter >= max_iter:
             break
-        if memory.is_astray(state):
+        if memory.is_astray(state.error, state.dual):
             psi, memory = memory.safe_psi, _Memory(memory.safe_psi)
             continue
         memory.safe_psi = _tamed(psi + b.log2() - state.column_sums.log2(), reach, b)
@@ -218,11 +218,11 @@ class _Memory:
         self.safe_psi, self.anderson = psi, _Anderson()
         self.error, self.dual = math.inf, -math.inf
 
-    def is_astray(self, state):
-        """Whether a state is much worse than those before, by its error and by the dual objective."""
-        if not state.error <= 3 * self.error and not state.dual > self.dual:
+    def is_astray(self, error, dual):
+        """Whether it is much worse than before, by the error and by the dual objective."""
+        if not error <= 3 * self.error and not dual > self.dual:
             return True
-        self.error, self.dual = min(state.error, self.error), max(state.dual, self.dual)
+        self.error, self.dual = min(error, self.error), max(dual, self.dual)
         return False
 
 
@@ -406,9 +406,8 @@ def _solve_columns(model, state, b, wanted, max_iter):
     plain = b.log2() - state.column_sums.log2()
     if state.error <= wanted or max_iter < 1 or float(plain.abs().max()) > model.reach:
         return plain, 0, None
-    move, memory = torch.zeros_like(b), _Memory(torch.zeros_like(b))
-    target = best = None
-    n_iter = 0
+    move, n_iter, target, lowest = torch.zeros_like(b), 0, None, math.inf
+    memory = _Memory(move)
     while n_iter < min(max_iter, model.max_iter):
         n_iter += 1
         v = move.exp2()
@@ -421,12 +420,11 @@ def _solve_columns(model, state, b, wanted, max_iter):
         if size > model.reach:
             found = move.clamp(-model.reach, model.reach)
             break
-        here = _State(error, dual, row_sums, move, sums)
-        best = _better(best, here)
-        found = best.psi
+        if error < lowest:
+            lowest, found, reached = error, move, (dual, row_sums, move, sums)
         if error <= wanted:
             break
-        if memory.is_astray(here):
+        if memory.is_astray(error, dual):
             move, memory = memory.safe_psi, _Memory(memory.safe_psi)
             continue
         residual = target.log2() - sums.log2()
@@ -434,7 +432,8 @@ def _solve_columns(model, state, b, wanted, max_iter):
         move = memory.anderson.step(move, residual, weight=b) if error < 0.5 else memory.safe_psi
     if not model.is_whole:
         return found, n_iter, None
-    return found, n_iter, best._replace(phi=state.phi - best.phi.log2(), psi=state.psi + best.psi)
+    dual, row_sums, move, sums = reached
+    return found, n_iter, _State(lowest, dual, state.phi - row_sums.log2(), state.psi + move, sums)
 
 
 class _Anderson:
@@ -451,8 +450,10 @@ class _Anderson:
         df = torch.stack(self.residuals).diff(dim=0)
         gram = (df * weight) @ df.T  # (memory, memory)
         gram.diagonal().add_(1e-8 * gram.diagonal().mean() + torch.finfo(gram.dtype).tiny)
-        gamma = torch.linalg.solve(gram, (df * weight) @ residual)
-        limit = max(_STRIDE, 2 * float(residual.abs().max()))
+        gamma = torch.linalg.solve_ex(
+            gram, (df * weight) @ residual
+        ).result  # without a check, for which a GPU would wait
+        limit = (2 * residual.abs().max()).clamp(min=_STRIDE)
         return x + (residual - gamma @ (dx + df)).clamp_(-limit, limit)
 
 

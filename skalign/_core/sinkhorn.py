@@ -26,12 +26,14 @@ _START = 0.1  # epsilon, relative to the spread of K, at most which to start wit
 _FACTOR = 4.0  # by which epsilon falls from sweep to sweep, until it is the wanted one
 _COARSE = 0.02  # marginal error, on the model, that is close enough before epsilon falls
 _STALE = 0.5  # marginal error of a warm start above which a cold one is better
-_REACH = 30.0  # log2: how far psi may move on a model of whole rows, which are floored at `FLOOR`
+_REACH = 30.0  # log2: how far psi may move either way on a model of whole rows, which are floored at `FLOOR`
 _MEMORY = 10  # differences kept by the Anderson acceleration
 _STRIDE = 8.0  # log2: how far it may go beyond its point in one step; slow modes tempt it to go astray
 _MODEL_ITER = 100  # iterations on a model that is not the whole plan before it is compared with the plan
 _ROOM = {"cpu": 1 << 23, "cuda": 1 << 26}  # entries kept of whole rows if the affinity is not stored
 _LARGE_ENTRIES = 3 << 20  # large entries kept of a plan, beside 16 for each row and column
+_BITS = (24, 20, 16, 12)  # an entry is large above 2^-bits of its row; the most bits that fit are taken
+_FEW = 0.06  # share of entries above which a product with the large ones saves little
 _LOST = 0.05  # mass that the large entries may leave out
 
 
@@ -275,12 +277,21 @@ def _new_model(affinity, block, former):
     on_cuda = affinity.device.type == "cuda"
     stride = 1 if affinity.is_stored else -(-n * m // _ROOM["cuda" if on_cuda else "cpu"])
     if stride > 1 and not on_cuda and not (former and former.lost > _LOST):
-        for bits in (20, 16, 12):
+        room = min(0.8 * _LargeEntries.room(affinity.shape), _FEW * n * m)
+        for bits in _BITS:
             large = block > 2.0**-bits
-            fits = float(large.sum()) / block.numel() * n * m <= 0.8 * _LargeEntries.room(affinity.shape)
+            fits = float(large.sum()) / block.numel() * n * m <= room
             if fits and 1 - float((block * large).sum()) / len(block) <= _LOST:
-                return _LargeEntries(affinity.shape, bits)
+                return _LargeEntries(affinity, bits, former)
     return _SomeRows(affinity, stride, former)
+
+
+def _take_memory(model, kind):
+    """The arrays of a model no longer needed if the next is of the same kind; else they are given up before it has its own."""
+    memory = model.memory if isinstance(model, kind) else None
+    if model:
+        model.memory = model.G = model.values = model.columns = None
+    return memory
 
 
 class _SomeRows:
@@ -294,10 +305,9 @@ class _SomeRows:
         self.stride, self.is_whole, self.is_sample = stride, stride == 1, stride > 1
         self.trust = 0.0 if self.is_whole else 0.02  # share of the error that is left if the model is solved exactly
         self.max_iter = _MODEL_ITER if stride > 1 else 10**9
-        if isinstance(former, _SomeRows):
-            self.G = former.G  # fresh memory costs as much as filling it
-        else:
-            self.G = torch.empty((-(-n // stride), m), dtype=affinity.dtype, device=affinity.device)
+        memory = _take_memory(former, _SomeRows)  # filling fresh memory takes twice as long
+        self.memory = memory or [torch.empty((-(-n // stride), m), dtype=affinity.dtype, device=affinity.device)]
+        self.G = self.memory[0]
 
     def place(self, rows):
         """Where some rows of the plan may be computed in place, or None."""
@@ -337,10 +347,11 @@ class _LargeEntries:
     trust = 0.01
     max_iter = _MODEL_ITER
 
-    def __init__(self, shape, bits):
-        self.shape, self.bits, room = shape, bits, self.room(shape)
-        self.values, self.columns = np.empty(room), np.empty(room, dtype=np.int32)
-        self.counts, self.size = np.zeros(shape[0], dtype=np.int64), 0
+    def __init__(self, affinity, bits, former):
+        self.shape, self.bits, room = affinity.shape, bits, self.room(affinity.shape)
+        self.memory = _take_memory(former, _LargeEntries) or [np.empty(room), np.empty(room, dtype=np.int32)]
+        self.values, self.columns = self.memory
+        self.counts, self.size = np.zeros(self.shape[0], dtype=np.int64), 0
 
     @staticmethod
     def room(shape):

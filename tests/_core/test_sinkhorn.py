@@ -308,7 +308,7 @@ def features(rng, n=29, m=41, d=5):
 MODELS = {  # of a plan whose affinity is not stored: what fits is kept
     "whole": {},
     "some rows": {"_ROOM": {"cpu": 400}, "_LOST": -1.0},
-    "large entries": {"_ROOM": {"cpu": 400}, "_LOST": 1.0},
+    "large entries": {"_ROOM": {"cpu": 400}, "_LOST": 1.0, "_FEW": 1.0},
 }
 
 
@@ -360,7 +360,7 @@ def test_large_entries_are_the_plan_above_their_threshold(rng, monkeypatch):
     a = torch.from_numpy(weights(rng, 29))
     for room in (29 * 41, 300, 60):
         monkeypatch.setattr(module._LargeEntries, "room", staticmethod(lambda shape, room=room: room))
-        kept = module._LargeEntries((29, 41), 20)
+        kept = module._LargeEntries(affinity.StoredAffinity(P), 20, None)
         for start in range(0, 29, 4):
             kept.keep(slice(start, min(start + 4, 29)), P[start : start + 4])
         kept.close(a, a @ P)

@@ -168,8 +168,9 @@ def _solve(affinity, epsilon, a, b, tol, max_iter, init):
 
 def _settle(affinity, epsilon, a, b, psi, model, tol, max_iter, n_iter, is_warm=False):
     """Sweeps at one epsilon until the columns fit."""
-    scale, best, memory, max_error = _log2_scale(epsilon), None, _Memory(psi), math.inf
+    scale, best, memory = _log2_scale(epsilon), None, _Memory(psi)
     reach = affinity.spread * scale
+    former_error, samples_help = math.inf, True
     while True:
         state, model = _sweep(affinity, scale, psi, a, b, model)
         n_iter += 1
@@ -183,9 +184,10 @@ def _settle(affinity, epsilon, a, b, psi, model, tol, max_iter, n_iter, is_warm=
             psi, memory = memory.safe_psi, _Memory(memory.safe_psi)
             continue
         memory.safe_psi = _tamed(psi + b.log2() - state.column_sums.log2(), reach, b)
-        # some rows may say little of the others: solved in vain once, they are no longer asked
-        max_error = 0.0 if model.is_sample and state.error > max_error else max_error and 0.5 * state.error
-        room = 0 if model.is_sample and max_error == 0 else max_iter - n_iter - (not model.is_whole)
+        # some rows may say little of the others: once they did not halve the error, they are no longer asked
+        samples_help = samples_help and state.error <= 0.5 * former_error
+        former_error = state.error
+        room = max_iter - n_iter - (not model.is_whole) if samples_help or not model.is_sample else 0
         move, used, solved = _solve_columns(model, state, b, max(0.5 * tol, model.trust * state.error), room)
         n_iter += used
         if solved is not None:

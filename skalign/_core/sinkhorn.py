@@ -194,8 +194,8 @@ def _settle(affinity, epsilon, a, b, psi, model, tol, max_iter, n_iter, is_warm=
             best = _better(best, solved)
             if best.error <= tol or n_iter >= max_iter:
                 break
-        is_plain = model.is_whole or state.error > 0.5
-        psi = psi + move if is_plain else memory.anderson.step(psi, move, weight=state.column_sums)
+        accelerates = model.is_sample and state.error < 0.5
+        psi = memory.anderson.step(psi, move, weight=state.column_sums) if accelerates else psi + move
         psi = _tamed(psi, reach, b)
     f, g = best.phi / scale, best.psi / scale
     return SinkhornResult(f, g, n_iter, best.error, best.error <= tol, best.column_sums, affinity, epsilon)

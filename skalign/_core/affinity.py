@@ -58,7 +58,22 @@ def full_precision():
         torch.set_float32_matmul_precision(precision)
 
 
-class StoredAffinity:
+class _Affinity:
+    """What both kinds share: an n x m matrix of some type on some device, read in blocks of rows."""
+
+    def row_blocks(self):
+        n, step = self.shape[0], self._step()
+        return [slice(start, min(start + step, n)) for start in range(0, n, step)]
+
+    def scratch(self):
+        """Memory for a block of rows, to be filled again and again: freed blocks are not always given back."""
+        return torch.empty((self._step(), self.shape[1]), dtype=self.dtype, device=self.device)
+
+    def _step(self):
+        return min(max(1, self._block_entries() // self.shape[1]), self.shape[0])
+
+
+class StoredAffinity(_Affinity):
     """A matrix K (n, m)."""
 
     is_stored = True
@@ -67,8 +82,8 @@ class StoredAffinity:
         self.K = K
         self.shape, self.dtype, self.device = K.shape, K.dtype, K.device
 
-    def row_blocks(self):
-        return _blocks(self.shape, _STORED_BLOCK)
+    def _block_entries(self):
+        return _STORED_BLOCK
 
     def scaled_rows(self, rows, scale, offset, out=None):
         """``scale * K[rows] + offset``."""
@@ -91,7 +106,7 @@ class StoredAffinity:
         return self.spread
 
 
-class FactoredAffinity:
+class FactoredAffinity(_Affinity):
     """``K = F @ G.T`` from features F (n, d) and G (m, d)."""
 
     is_stored = False
@@ -100,8 +115,8 @@ class FactoredAffinity:
         self.F, self.G = F, G
         self.shape, self.dtype, self.device = (len(F), len(G)), F.dtype, F.device
 
-    def row_blocks(self):
-        return _blocks(self.shape, _FACTORED_BLOCK)
+    def _block_entries(self):
+        return _FACTORED_BLOCK
 
     def scaled_rows(self, rows, scale, offset, out=None):
         """``scale * K[rows] + offset``."""
@@ -123,8 +138,3 @@ class FactoredAffinity:
         """Largest entry less the smallest, in a sample of the rows."""
         sample = self.F[:: 1 + len(self.F) // 64] @ self.G.T
         return float(sample.max() - sample.min())
-
-
-def _blocks(shape, entries):
-    step = max(1, entries // shape[1])
-    return [slice(start, min(start + step, shape[0])) for start in range(0, shape[0], step)]

@@ -108,8 +108,9 @@ class _Klot(torch.autograd.Function):
     def forward(ctx, K, teacher, student):
         value = _zero(teacher)
         gradient = torch.empty_like(K) if ctx.needs_input_grad[0] else None
+        scratch = [student.affinity.scratch() for _ in range(3)]
         for rows in student.affinity.row_blocks():
-            T, P = _plan_rows(teacher, student, rows, value)
+            T, P = _plan_rows(teacher, student, rows, value, scratch)
             if gradient is not None:
                 # Thm C.4: (P - P*) / epsilon with the student's epsilon (Thm 5.1 of the main text misprints it)
                 torch.sub(P, T, out=gradient[rows]).div_(student.epsilon)
@@ -132,8 +133,9 @@ class _KlotFromFeatures(torch.autograd.Function):
         dF, dG = (
             torch.zeros_like(Z) if needed else None for Z, needed in zip((F, G), ctx.needs_input_grad, strict=False)
         )
+        scratch = [student.affinity.scratch() for _ in range(3)]
         for rows in student.affinity.row_blocks():
-            T, P = _plan_rows(teacher, student, rows, value)
+            T, P = _plan_rows(teacher, student, rows, value, scratch)
             dK = P.sub_(T).div_(student.epsilon)
             if dF is not None:
                 torch.mm(dK, G, out=dF[rows])
@@ -152,11 +154,15 @@ def _zero(result):
     return torch.zeros((), dtype=result.f.dtype, device=result.f.device)
 
 
-def _plan_rows(teacher, student, rows, value):
+def _plan_rows(teacher, student, rows, value, scratch):
     """Some rows of the teacher's and of the student's plan; adds their share of the divergence to `value`."""
-    log_T, log_P = teacher.log2_plan(rows), student.log2_plan(rows)
-    T, P = log_T.clamp(min=FLOOR).exp2_(), log_P.clamp(min=FLOOR).exp2_()
-    value += math.log(2) * log_T.sub_(log_P).mul_(T).sum(dtype=value.dtype)
+    T, P, log_ratio = (block[: rows.stop - rows.start] for block in scratch)
+    teacher.log2_plan(rows, out=T)
+    student.log2_plan(rows, out=P)
+    torch.sub(T, P, out=log_ratio)
+    T.clamp_(min=FLOOR).exp2_()
+    P.clamp_(min=FLOOR).exp2_()
+    value += math.log(2) * log_ratio.mul_(T).sum(dtype=value.dtype)
     # the masses make it the generalised KL, which is >= 0 short of convergence too
     value += P.sum(dtype=value.dtype) - T.sum(dtype=value.dtype)
     return T, P

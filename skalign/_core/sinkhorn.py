@@ -71,13 +71,13 @@ class SinkhornResult:
         """Transport plan P, shape (n, m), in the type of the affinity; computed anew at each reading."""
         P = torch.empty(self.affinity.shape, dtype=self.affinity.dtype, device=self.affinity.device)
         for rows in self.affinity.row_blocks():
-            P[rows] = self.log2_plan(rows).clamp_(min=FLOOR).exp2_()
+            self.log2_plan(rows, out=P[rows]).clamp_(min=FLOOR).exp2_()
         return P
 
-    def log2_plan(self, rows):
+    def log2_plan(self, rows, out=None):
         """log2 of some rows of the plan, to be floored before exp2."""
         scale, dtype = _log2_scale(self.epsilon), self.affinity.dtype
-        logits = self.affinity.scaled_rows(rows, scale, (self.g * scale).to(dtype))
+        logits = self.affinity.scaled_rows(rows, scale, (self.g * scale).to(dtype), out=out)
         return logits.add_((self.f[rows] * scale).to(dtype)[:, None])
 
 
@@ -247,10 +247,11 @@ def _sweep(affinity, scale, psi, a, b, former):
     `former` is the model of the sweep before, or None.
     """
     psi_k, a_k = psi.to(affinity.dtype), a.to(affinity.dtype)
-    phi, column_sums, model = torch.empty_like(a), torch.zeros_like(psi_k), None
+    phi, column_sums, model, scratch = torch.empty_like(a), torch.zeros_like(psi_k), None, affinity.scratch()
     for rows in affinity.row_blocks():
         place = model.place(rows) if model else None
-        block = affinity.scaled_rows(rows, scale, psi_k, out=place)
+        out = scratch[: rows.stop - rows.start] if place is None else place
+        block = affinity.scaled_rows(rows, scale, psi_k, out=out)
         top, total = _exp2_rows(block)
         block.div_(total[:, None])  # the plan over its row sums
         phi[rows] = top + total.log2()

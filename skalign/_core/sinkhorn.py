@@ -31,7 +31,7 @@ _MEMORY = 10  # differences kept by the Anderson acceleration
 _STRIDE = 8.0  # log2: how far it may go beyond its point in one step; slow modes tempt it to go astray
 _MODEL_ITER = 100  # iterations on a model that is not the whole plan before it is compared with the plan
 _ROOM = {"cpu": 1 << 23, "cuda": 1 << 26}  # entries kept of whole rows if the affinity is not stored
-_LARGE_ENTRIES = 3 << 20  # large entries kept of a plan, beside 16 for each row and column
+_LARGE_ENTRIES = 5 << 20  # large entries kept of a plan, beside 16 for each row and column
 _BITS = (24, 20, 16, 12)  # an entry is large above 2^-bits of its row; the most bits that fit are taken
 _FEW = 0.06  # share of entries above which a product with the large ones saves little
 _LOST = 0.05  # mass that the large entries may leave out
@@ -46,7 +46,7 @@ class SinkhornResult:
     f, g : Tensor of shape (n,) and (m,)
         Potentials: ``log P = (K + f[:, None] + g) / epsilon``; -inf where a marginal is zero.
     n_iter : int
-        Iterations (one row and one column update each), over the whole plan or over the model of it that is kept.
+        Full iterations (one row and one column update each, over all entries of the plan).
     error : float
         L1 distance between the plan's column sums and ``b``, over the total mass; its row sums equal ``a``.
     converged : bool
@@ -280,7 +280,7 @@ def _new_model(affinity, block, former):
     on_cuda = affinity.device.type == "cuda"
     stride = 1 if affinity.is_stored else -(-n * m // _ROOM["cuda" if on_cuda else "cpu"])
     if stride > 1 and not on_cuda and not (former and former.lost > _LOST):
-        room = min(0.8 * _LargeEntries.room(affinity.shape), _FEW * n * m)
+        room = min(0.9 * _LargeEntries.room(affinity.shape), _FEW * n * m)
         for bits in _BITS:
             large = block > 2.0**-bits
             fits = float(large.sum()) / block.numel() * n * m <= room
@@ -340,7 +340,7 @@ class _SomeRows:
 
 
 class _LargeEntries:
-    """The entries of the plan above a share of their row, sparse and in float64.
+    """The entries of the plan above a share of their row, sparse.
 
     What they leave out of each row and column is taken as spread over the others in proportion, a matrix of rank one, so
     that mass still finds its way where the large entries alone would not connect.
@@ -352,7 +352,9 @@ class _LargeEntries:
 
     def __init__(self, affinity, bits, former):
         self.shape, self.bits, room = affinity.shape, bits, self.room(affinity.shape)
-        self.memory = _take_memory(former, _LargeEntries) or [np.empty(room), np.empty(room, dtype=np.int32)]
+        self.dtype = np.float32 if affinity.dtype == torch.float32 else np.float64
+        memory = _take_memory(former, _LargeEntries)
+        self.memory = memory or [np.empty(room, dtype=self.dtype), np.empty(room, dtype=np.int32)]
         self.values, self.columns = self.memory
         self.counts, self.size = np.zeros(self.shape[0], dtype=np.int64), 0
 
@@ -394,8 +396,8 @@ class _LargeEntries:
         starts = np.concatenate([[0], np.cumsum(self.counts)])
         self.G = csr_array((self.values[: self.size], self.columns[: self.size], starts), shape=self.shape)
         self.a = a
-        self.row_rest = torch.from_numpy((1 - self.G.sum(axis=1)).clip(min=0))
-        self.column_rest = (column_sums - torch.from_numpy(self.G.T @ a.numpy())).clamp_(min=0)
+        self.row_rest = (1 - self._times(self.G, torch.ones_like(column_sums))).clamp_(min=0)
+        self.column_rest = (column_sums - self._times(self.G.T, a)).clamp_(min=0)
         self.lost = float(self.row_rest.mean())
         self.row_rest /= max(float(a @ self.row_rest), 1e-30) ** 0.5
         self.column_rest /= max(float(self.column_rest.sum()), 1e-30) ** 0.5
@@ -405,17 +407,20 @@ class _LargeEntries:
         return b
 
     def row_sums(self, v):
-        return torch.from_numpy(self.G @ v.numpy()) + self.row_rest * (self.column_rest @ v)
+        return self._times(self.G, v) + self.row_rest * (self.column_rest @ v)
 
     def column_sums(self, u):
-        return torch.from_numpy(self.G.T @ u.numpy()) + self.column_rest * (self.row_rest @ u)
+        return self._times(self.G.T, u) + self.column_rest * (self.row_rest @ u)
+
+    def _times(self, G, vector):
+        return torch.from_numpy(G @ vector.numpy().astype(self.dtype)).to(vector.dtype)
 
 
 def _solve_columns(model, state, b, wanted, max_iter):
     """The move of psi that brings the column sums of a model to b, by accelerated Sinkhorn iterations.
 
-    It ends where the error is `wanted`, or where the model's reach does. Returns the move, the iterations, and, if the model
-    is the whole plan, the state that is reached.
+    It ends where the error is `wanted`, or where the model's reach does. Returns the move and, if the model is the whole
+    plan, the iterations, which are full ones then, and the state that is reached.
     """
     plain = b.log2() - state.column_sums.log2()
     if state.error <= wanted or max_iter < 1 or float(plain.abs().max()) > model.reach:
@@ -445,7 +450,7 @@ def _solve_columns(model, state, b, wanted, max_iter):
         memory.safe_psi = move + residual
         move = memory.anderson.step(move, residual, weight=b) if error < 0.5 else memory.safe_psi
     if not model.is_whole:
-        return found, n_iter, None
+        return found, 0, None
     dual, row_sums, move, sums = reached
     return found, n_iter, _State(lowest, dual, state.phi - row_sums.log2(), state.psi + move, sums)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import LAW, LIBRARY, MARGINAL
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.testing import assert_allclose, assert_array_equal
@@ -420,6 +420,49 @@ def test_narrow_problems_are_reported_honestly(rng, n, m, epsilon):
         row_error, column_error = errors(result)
         assert row_error < 1e-9
         assert abs(column_error - result.error) < 1e-9
+
+
+@st.composite
+def problems(draw):
+    """Features of some shape, weights and an epsilon, from a drawn seed."""
+    n, m, d = (draw(st.integers(1, size)) for size in (9, 12, 4))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    F, G = features(rng, n, m, d)
+    a, b = (torch.from_numpy(rng.dirichlet(np.full(size, draw(st.sampled_from([0.5, 2, 50]))))) for size in (n, m))
+    return F, G, 10 ** draw(st.floats(-2, 1)), a + 1e-6, b + 1e-6, rng
+
+
+@settings(max_examples=40, deadline=None)
+@given(problems())
+def test_laws_hold_for_all_shapes_weights_and_epsilons(problem):
+    import ot
+
+    F, G, epsilon, a, b, rng = problem
+    a, b = a / a.sum(), b / b.sum()
+    K, options = F @ G.T, {"tol": 1e-11, "max_iter": 2000}
+    dense, streamed = sinkhorn(K, epsilon, a, b, **options), sinkhorn_from_features(F, G, epsilon, a, b, **options)
+    for result in (dense, streamed):
+        assert is_finite(result)
+        row_error, column_error = errors(result, a.numpy(), b.numpy())
+        assert row_error < 1e-10
+        assert abs(column_error - result.error) < 1e-10
+        assert result.converged == (result.error <= 1e-11)
+    assume(dense.converged)  # the laws are those of the solution
+    P, close = dense.plan, {"rtol": 1e-5, "atol": 1e-9}
+    if streamed.converged:
+        assert_allclose(streamed.plan, P, **close)
+    rows, columns = rng.permutation(len(a)), rng.permutation(len(b))
+    shifts = torch.from_numpy(rng.normal(size=(len(a), 1))) + torch.from_numpy(rng.normal(size=len(b)))
+    for other, expected in (
+        (sinkhorn(K.T, epsilon, b, a, **options), P.T),
+        (sinkhorn(K + epsilon * shifts, epsilon, a, b, **options), P),
+        (sinkhorn(K[rows][:, columns], epsilon, a[rows], b[columns], **options), P[rows][:, columns]),
+    ):
+        if other.converged:
+            assert_allclose(other.plan, expected, **close)
+    if epsilon > 0.05:
+        expected = ot.bregman.sinkhorn_log(a.numpy(), b.numpy(), -K.numpy(), epsilon, numItermax=100_000, stopThr=1e-13)
+        assert_allclose(P, expected, **LIBRARY[np.float64])
 
 
 CROWDS = {

@@ -70,7 +70,7 @@ class SOTAlignTransformer(TrainedAligner):
         Cap on the iterations of each plan; plans that miss their tolerance are reported in a `ConvergenceWarning`.
     batch_size_unpaired : int or pair of int, default=1024
         Rows per step from the unpaired rows of X and of Y. A view without unpaired rows lends its paired ones. Above 67
-        million couples KLOT no longer forms its matrices, so 100,000 rows fit into memory.
+        million couples KLOT works from the features, in memory O((n + m) d).
     n_components : int, default=None
         Dimension of the shared space; None is that of the teacher where the heads start there, else
         ``min(d_x, d_y, 1024)``.

@@ -48,12 +48,13 @@ def _lifted(Z):
 
 
 @contextlib.contextmanager
-def full_precision():
-    """float32 products as such: TF32 would blur an affinity that is divided by epsilon. What was set is put back."""
+def full_precision(device):
+    """float32 products as such: TF32 or autocast would blur an affinity that is divided by epsilon. All is put back."""
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
-        yield
+        with torch.autocast(device.type, enabled=False):
+            yield
     finally:
         torch.set_float32_matmul_precision(precision)
 

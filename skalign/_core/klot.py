@@ -8,24 +8,11 @@ from .affinity import FactoredAffinity, StoredAffinity, check_features, check_ma
 from .sinkhorn import FLOOR, check_problem, solve
 
 
-def klot(
-    K,
-    K_teacher,
-    epsilon=0.05,
-    epsilon_teacher=0.01,
-    a=None,
-    b=None,
-    *,
-    tol=1e-4,
-    tol_teacher=None,
-    max_iter=1000,
-    init=None,
-    init_teacher=None,
-):
+def klot(K, K_teacher, epsilon=0.05, epsilon_teacher=0.01, a=None, b=None, **options):
     r""":math:`\mathrm{KL}(\mathrm{OT}_{\varepsilon^*}(K^*) \,\|\, \mathrm{OT}_{\varepsilon}(K))` as a differentiable scalar.
 
-    See :func:`skalign.losses.klot` for the parameters. Returns ``(value, student, teacher)``, the last two being the
-    `SinkhornResult` of both plans.
+    See :func:`skalign.losses.klot` for the parameters and `_solve_both` for the options. Returns ``(value, student,
+    teacher)``, the last two being the `SinkhornResult` of both plans.
     """
     if K.shape != K_teacher.shape:
         raise ValueError(
@@ -37,34 +24,12 @@ def klot(
     rows, columns = a > 0, b > 0
     if not (rows.all() and columns.all()):
         K, K_teacher, a, b = K[rows][:, columns], K_teacher[rows][:, columns], a[rows], b[columns]
-    student, teacher = _solve_both(
-        StoredAffinity(K.detach()),
-        StoredAffinity(K_teacher),
-        (epsilon, epsilon_teacher),
-        (a, b),
-        (tol, tol if tol_teacher is None else tol_teacher),
-        max_iter,
-        (init, init_teacher),
-    )
+    affinities = StoredAffinity(K.detach()), StoredAffinity(K_teacher)
+    student, teacher = _solve_both(*affinities, epsilon, epsilon_teacher, a, b, **options)
     return _Klot.apply(K, teacher, student), student, teacher
 
 
-def klot_from_features(
-    F,
-    G,
-    F_teacher,
-    G_teacher,
-    epsilon=0.05,
-    epsilon_teacher=0.01,
-    a=None,
-    b=None,
-    *,
-    tol=1e-4,
-    tol_teacher=None,
-    max_iter=1000,
-    init=None,
-    init_teacher=None,
-):
+def klot_from_features(F, G, F_teacher, G_teacher, epsilon=0.05, epsilon_teacher=0.01, a=None, b=None, **options):
     """`klot` of ``F @ G.T`` and ``F_teacher @ G_teacher.T``, neither of which is formed; differentiable in F and G."""
     if (len(F), len(G)) != (len(F_teacher), len(G_teacher)):
         raise ValueError(
@@ -78,26 +43,32 @@ def klot_from_features(
     if not (rows.all() and columns.all()):
         F, F_teacher, G, G_teacher = F[rows], F_teacher[rows], G[columns], G_teacher[columns]
         a, b = a[rows], b[columns]
-    with full_precision():
-        student, teacher = _solve_both(
-            FactoredAffinity(F.detach(), G.detach()),
-            FactoredAffinity(F_teacher, G_teacher),
-            (epsilon, epsilon_teacher),
-            (a, b),
-            (tol, tol if tol_teacher is None else tol_teacher),
-            max_iter,
-            (init, init_teacher),
-        )
+    affinities = FactoredAffinity(F.detach(), G.detach()), FactoredAffinity(F_teacher, G_teacher)
+    student, teacher = _solve_both(*affinities, epsilon, epsilon_teacher, a, b, **options)
+    with full_precision(F.device):
         return _KlotFromFeatures.apply(F, G, teacher, student), student, teacher
 
 
-def _solve_both(affinity, affinity_teacher, epsilons, marginals, tols, max_iter, inits):
-    """Student's and teacher's plan."""
-    a, b = marginals
-    check_problem(affinity_teacher, epsilons[1])
-    teacher = solve(affinity_teacher, epsilons[1], a, b, tol=tols[1], max_iter=max_iter, init=inits[1])
+def _solve_both(
+    affinity,
+    affinity_teacher,
+    epsilon,
+    epsilon_teacher,
+    a,
+    b,
+    *,
+    tol=1e-4,
+    tol_teacher=None,
+    max_iter=1000,
+    init=None,
+    init_teacher=None,
+):
+    """Student's and teacher's plan; the teacher's tolerance is the student's if None, either may be given a start."""
+    check_problem(affinity_teacher, epsilon_teacher)
+    tol_teacher = tol if tol_teacher is None else tol_teacher
+    teacher = solve(affinity_teacher, epsilon_teacher, a, b, tol=tol_teacher, max_iter=max_iter, init=init_teacher)
     # The gradient is exact only if both plans share their marginals, so the student is given those the teacher has.
-    student = solve(affinity, epsilons[0], a, teacher.column_sums, tol=tols[0], max_iter=max_iter, init=inits[0])
+    student = solve(affinity, epsilon, a, teacher.column_sums, tol=tol, max_iter=max_iter, init=init)
     return student, teacher
 
 

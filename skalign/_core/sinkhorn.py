@@ -70,12 +70,13 @@ class SinkhornResult:
     def plan(self):
         """Transport plan P, shape (n, m), in the type of the affinity; computed anew at each reading."""
         P = torch.empty(self.affinity.shape, dtype=self.affinity.dtype, device=self.affinity.device)
-        for rows in self.affinity.row_blocks():
-            self.log2_plan(rows, out=P[rows]).clamp_(min=FLOOR).exp2_()
+        with torch.no_grad(), full_precision(P.device):
+            for rows in self.affinity.row_blocks():
+                self.log2_plan(rows, out=P[rows]).clamp_(min=FLOOR).exp2_()
         return P
 
-    def log2_plan(self, rows, out=None):
-        """log2 of some rows of the plan, to be floored before exp2."""
+    def log2_plan(self, rows, out):
+        """log2 of some rows of the plan, to be floored before exp2, into `out`."""
         scale, dtype = _log2_scale(self.epsilon), self.affinity.dtype
         logits = self.affinity.scaled_rows(rows, scale, (self.g * scale).to(dtype), out=out)
         return logits.add_((self.f[rows] * scale).to(dtype)[:, None])
@@ -93,13 +94,12 @@ def sinkhorn(K, epsilon, a=None, b=None, *, tol=1e-5, max_iter=1000, init=None):
 def sinkhorn_from_features(F, G, epsilon, a=None, b=None, *, tol=1e-5, max_iter=1000, init=None):
     """`sinkhorn` of ``F @ G.T``, which is not formed."""
     affinity = FactoredAffinity(*check_features(F.detach(), G.detach()))
-    with full_precision():
-        return solve(affinity, epsilon, *check_problem(affinity, epsilon, a, b), tol=tol, max_iter=max_iter, init=init)
+    return solve(affinity, epsilon, *check_problem(affinity, epsilon, a, b), tol=tol, max_iter=max_iter, init=init)
 
 
 def solve(affinity, epsilon, a, b, *, tol, max_iter, init):
     """`sinkhorn` on an affinity and marginals that were checked."""
-    with torch.no_grad(), torch.autocast(affinity.device.type, enabled=False):
+    with torch.no_grad(), full_precision(affinity.device):
         rows, columns = a > 0, b > 0
         if rows.all() and columns.all():
             return _solve(affinity, epsilon, a, b, tol, max_iter, init)

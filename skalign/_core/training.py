@@ -145,12 +145,7 @@ def embed(head, Z, device, batch_size=65_536):
 def undisturbed(device, seed):
     """Gradients on, full precision, random numbers of our own; what the caller has set of these is put back."""
     devices = [device] if device.type == "cuda" else []
-    with (
-        torch.random.fork_rng(devices),
-        torch.enable_grad(),
-        torch.autocast(device.type, enabled=False),
-        full_precision(),
-    ):
+    with torch.random.fork_rng(devices), torch.enable_grad(), full_precision(device):
         torch.default_generator.manual_seed(seed)
         if devices:
             torch.cuda.manual_seed(seed)

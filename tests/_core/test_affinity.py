@@ -76,7 +76,7 @@ def test_full_precision_puts_back_what_was_set():
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("high")
-        with pytest.raises(KeyError), full_precision():
+        with pytest.raises(KeyError), full_precision(torch.device("cpu")):
             assert torch.get_float32_matmul_precision() == "highest"
             raise KeyError
         assert torch.get_float32_matmul_precision() == "high"

@@ -402,6 +402,17 @@ def test_features_in_half_precision_are_lifted_to_single(rng):
     assert_allclose(value, klot_from_features(*(Z.float() for Z in views))[0], rtol=1e-3)
 
 
+def test_autocast_changes_nothing_from_features(rng):
+    views = [unit_rows(rng, n).float() for n in (7, 11, 7, 11)]
+    plain = feature_gradients(*views)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = feature_gradients(*views)
+        plan = klot_from_features(*views)[1].plan
+    for Z, expected in zip(found, plain, strict=True):
+        assert_array_equal(Z, expected)
+    assert_array_equal(plan, klot_from_features(*views)[1].plan)
+
+
 def test_students_and_teachers_rows_must_agree(rng):
     F, G = unit_rows(rng, 7), unit_rows(rng, 11)
     with pytest.raises(ValueError, match="same rows, but there are 7 and 11 of the student, 11 and 7 of the teacher"):

@@ -75,8 +75,8 @@ def sinkhorn(K, epsilon, a=None, b=None, *, tol=1e-5, max_iter=1000, init=None):
 def sinkhorn_from_features(F, G, epsilon, a=None, b=None, *, tol=1e-5, max_iter=1000, init=None):
     r"""Entropic optimal transport of the affinity ``F @ G.T``, which is never formed.
 
-    The same as :func:`sinkhorn` in memory O((n + m) d): on the CPU at most (n + m) (d + 64) numbers and 64 MiB. It takes up
-    to three times as long where both fit.
+    The same as :func:`sinkhorn` in memory O((n + m) d), of which some tens of MiB are a constant. It takes up to three times
+    as long where both fit.
 
     Parameters
     ----------

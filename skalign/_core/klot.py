@@ -133,7 +133,7 @@ def _plan_rows(teacher, student, rows, value, scratch):
     torch.sub(T, P, out=log_ratio)
     T.clamp_(min=FLOOR).exp2_()
     P.clamp_(min=FLOOR).exp2_()
-    value += math.log(2) * log_ratio.mul_(T).sum(dtype=value.dtype)
     # the masses make it the generalised KL, which is >= 0 short of convergence too
-    value += P.sum(dtype=value.dtype) - T.sum(dtype=value.dtype)
+    divergence = math.log(2) * log_ratio.mul_(T).sum(dim=1) + P.sum(dim=1) - T.sum(dim=1)
+    value += divergence.sum(dtype=value.dtype)
     return T, P

@@ -6,13 +6,14 @@ than exp, and in float64, since they reach hundreds while the plan depends on th
 
 One loop for every affinity. A *sweep* reads all of K once, in blocks that stay in cache: it finds the phi that makes the
 rows exact, the column sums, and on the way keeps a *model* of the plan: all of it where there is room, its large entries
-where those are few, else some of its rows. On the model the column equations are solved by Sinkhorn iterations with
-Anderson acceleration, as far as the model can be trusted; the next sweep tells how true it was. The epsilon starts large
-and is divided with each sweep until it is the wanted one.
+where those are few, else some of its rows. On the large entries or the rows the column equations are solved by Sinkhorn
+iterations with Anderson acceleration, as far as they can be trusted; then the whole plan tells how true that was, which
+is read instead of K where it is kept, else by the next sweep. A step that made things worse is taken back in part. The
+epsilon starts large and is divided from sweep to sweep until it is the wanted one.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -23,17 +24,18 @@ from .affinity import FactoredAffinity, StoredAffinity, check_features, check_ma
 
 FLOOR = -100.0  # log2: entries below 2^-100 of their row's maximum change no digit, and exp2 is slow in underflow
 _START = 0.1  # epsilon, relative to the spread of K, at most which to start with
-_FACTOR = 4.0  # by which epsilon falls from sweep to sweep, until it is the wanted one
+_FACTOR = 6.0  # by which epsilon falls from sweep to sweep, until it is the wanted one
 _COARSE = 0.02  # marginal error, on the model, that is close enough before epsilon falls
 _STALE = 0.5  # marginal error of a warm start above which a cold one is better
 _REACH = 30.0  # log2: how far psi may move either way on a model of whole rows, which are floored at `FLOOR`
 _MEMORY = 10  # differences kept by the Anderson acceleration
 _STRIDE = 8.0  # log2: how far it may go beyond its point in one step; slow modes tempt it to go astray
-_MODEL_ITER = 100  # iterations on a model that is not the whole plan before it is compared with the plan
+_LEAST_SHARE = 0.05  # of the move a model proposes, below which a plain one is better
+_MODEL_ITER = 100  # iterations on a model before it is compared with the plan
 _ROOM = {"cpu": 1 << 23, "cuda": 1 << 26}  # entries kept of whole rows if the affinity is not stored
 _LARGE_ENTRIES = 5 << 20  # large entries kept of a plan, beside 16 for each row and column
-_BITS = (24, 20, 16, 12)  # an entry is large above 2^-bits of its row; the most bits that fit are taken
-_FEW = 0.06  # share of entries above which a product with the large ones saves little
+_BITS = (40, 32, 24, 20, 16, 12)  # an entry is large above 2^-bits of its row; the most bits that fit are taken
+_FEW = 0.1  # share of entries above which a product with the large ones saves little
 _LOST = 0.05  # mass that the large entries may leave out
 
 
@@ -150,59 +152,44 @@ class _State(NamedTuple):
 
 def _solve(affinity, epsilon, a, b, tol, max_iter, init):
     """`sinkhorn` on positive marginals: from a large epsilon down, then at the wanted one until the columns fit."""
+    scale, n_iter, model = _log2_scale(epsilon), 0, None
     if init is not None:
-        psi = _check_init(init, b) * _log2_scale(epsilon)
-        return _settle(affinity, epsilon, a, b, psi, None, tol, max_iter, n_iter=0, is_warm=True)
-    spread = affinity.typical_spread
-    n_steps = math.floor(math.log(max(_START * spread / epsilon, 1), _FACTOR))
-    psi, model, n_iter = _first_psi(affinity, _log2_scale(epsilon * _FACTOR**n_steps), a, b), None, 0
-    for step in range(n_steps, 0, -1):
-        if n_iter + 1 < max_iter:
-            scale = _log2_scale(epsilon * _FACTOR**step)
-            state, model = _sweep(affinity, scale, psi, a, b, model)
-            move, used, _ = _solve_columns(model, state, b, _COARSE, max_iter - n_iter - 2)
-            psi, n_iter = _tamed(psi + move, affinity.spread * scale, b), n_iter + 1 + used
-        psi = psi * _FACTOR
-    return _settle(affinity, epsilon, a, b, psi, model, tol, max_iter, n_iter)
-
-
-def _settle(affinity, epsilon, a, b, psi, model, tol, max_iter, n_iter, is_warm=False):
-    """Sweeps at one epsilon until the columns fit."""
-    scale, best, memory = _log2_scale(epsilon), None, _Memory(psi)
-    reach = affinity.spread * scale
-    former_error, samples_help = math.inf, True
-    while True:
-        state, model = _sweep(affinity, scale, psi, a, b, model)
-        n_iter += 1
-        if is_warm and n_iter == 1 and state.error > _STALE and max_iter > 1:
-            cold = _solve(affinity, epsilon, a, b, tol, max_iter - 1, None)
-            return replace(cold, n_iter=cold.n_iter + 1)
-        best = _better(best, state)
-        if best.error <= tol or n_iter >= max_iter:
-            break
-        if memory.is_astray(state.error, state.dual):
-            psi, memory = memory.safe_psi, _Memory(memory.safe_psi)
-            continue
-        memory.safe_psi = _tamed(psi + b.log2() - state.column_sums.log2(), reach, b)
-        # some rows may say little of the others: once they did not halve the error, they are no longer asked
-        samples_help = samples_help and state.error <= 0.5 * former_error
-        former_error = state.error
-        room = max_iter - n_iter - (not model.is_whole) if samples_help or not model.is_sample else 0
-        move, used, solved = _solve_columns(model, state, b, max(0.5 * tol, model.trust * state.error), room)
+        psi = _check_init(init, b) * scale
+        best, psi, model, n_iter = _settle(affinity, scale, a, b, psi, None, tol, max_iter, is_warm=True)
+    if init is None or (best.error > max(tol, _STALE) and n_iter == 1 < max_iter):
+        n_steps = math.floor(math.log(max(_START * affinity.typical_spread / epsilon, 1), _FACTOR))
+        psi = _first_psi(affinity, scale / _FACTOR**n_steps, a, b)
+        for step in range(n_steps, 0, -1):
+            if n_iter + 1 < max_iter:
+                *_, psi, model, used = _settle(
+                    affinity, scale / _FACTOR**step, a, b, psi, model, _COARSE, max_iter - n_iter - 1, max_sweeps=1
+                )
+                n_iter += used
+            psi = psi * _FACTOR
+        best, _, _, used = _settle(affinity, scale, a, b, psi, model, tol, max_iter - n_iter)
         n_iter += used
-        if solved is not None:
-            best = _better(best, solved)
-            if best.error <= tol or n_iter >= max_iter:
-                break
-        accelerates = model.is_sample and state.error < 0.5
-        psi = memory.anderson.step(psi, move, weight=state.column_sums) if accelerates else psi + move
-        psi = _tamed(psi, reach, b)
     f, g = best.phi / scale, best.psi / scale
     return SinkhornResult(f, g, n_iter, best.error, best.error <= tol, best.column_sums, affinity, epsilon)
 
 
-def _better(best, state):
-    return state if best is None or state.error < best.error else best
+def _settle(affinity, scale, a, b, psi, model, tol, max_iter, max_sweeps=math.inf, is_warm=False):
+    """Iterate at one epsilon until the columns fit, a cap is reached, or a warm start proves stale.
+
+    Returns the best state, the psi to go on with, the last model and the iterations.
+    """
+    best, n_iter, n_sweeps, search = None, 0, 0, _Search(psi, b, affinity.spread * scale, tol)
+    while True:
+        state = model.read(psi, a, b) if n_sweeps else None
+        if state is None:
+            if n_sweeps >= max_sweeps:
+                return best, psi, model, n_iter
+            state, model = _sweep(affinity, scale, psi, a, b, model)
+            n_sweeps += 1
+        n_iter += 1
+        best = state if best is None or state.error < best.error else best
+        if best.error <= tol or n_iter >= max_iter or (is_warm and n_iter == 1 and state.error > _STALE):
+            return best, best.psi, model, n_iter
+        psi = search.after(state, model)
 
 
 def _check_init(init, b):
@@ -215,8 +202,46 @@ def _check_init(init, b):
     return init
 
 
+class _Search:
+    """Where to look next, at one epsilon."""
+
+    def __init__(self, psi, b, reach, tol):
+        self.b, self.reach, self.tol, self.memory = b, reach, tol, _Memory(psi)
+        self.useful_below = math.inf  # error at which a model is asked
+        self.share = 0.0  # of a model's move that was gone last, 0 if no model was asked
+
+    def after(self, state, model):
+        """The psi after a state; on the way back to the state before if this one is much worse."""
+        memory, part = self.memory, model.part
+        if memory.is_astray(state.error, state.dual):
+            self.share /= 4
+            if self.share >= _LEAST_SHARE:
+                return self._tamed(self.start + self.share * self.move)
+            self.useful_below, self.memory = memory.error / 2, _Memory(memory.safe_psi)
+            return memory.safe_psi
+        move = self.b.log2() - state.column_sums.log2()
+        memory.safe_psi = self._tamed(state.psi + move)
+        # some rows may say little of the plan, and any model may lead astray: it is asked again once the error has halved
+        is_asked = part is not None and state.error <= self.useful_below
+        if is_asked:
+            move = _solve_columns(part, state, self.b, max(0.5 * self.tol, part.trust * state.error))
+            if part.is_sample:
+                self.useful_below = state.error / 2
+        if state.error < 0.5 and (not is_asked or part.is_sample):
+            self.share = 0.0
+            return self._tamed(memory.anderson.step(state.psi, move, weight=self.b))
+        self.start, self.move, self.share = state.psi, move, float(is_asked)
+        return self._tamed(state.psi + move)
+
+    def _tamed(self, psi):
+        """`psi` within the bounds every column update keeps: ``psi - log2 b`` spreads no further than ``scale K`` does."""
+        log_b = self.b.log2()
+        excess = psi - log_b
+        return log_b + (excess - (excess.max() + excess.min()) / 2).clamp(-self.reach / 2, self.reach / 2)
+
+
 class _Memory:
-    """What the iterations at one epsilon have seen: how good they were, and where it is safe to return to."""
+    """What the iterations have seen: how good they were, and where it is safe to return to."""
 
     def __init__(self, psi):
         self.safe_psi, self.anderson = psi, _Anderson()
@@ -236,8 +261,7 @@ def _first_psi(affinity, scale, a, b):
     columns, log_a = affinity.select(rows).transposed(), a[rows].log2().to(affinity.dtype)
     totals = torch.empty_like(b)
     for block_rows in columns.row_blocks():
-        top, total = _exp2_rows(columns.scaled_rows(block_rows, scale, log_a))
-        totals[block_rows] = top + total.log2()
+        totals[block_rows] = _log2_sum(*_exp2_rows(columns.scaled_rows(block_rows, scale, log_a)))
     return b.log2() - totals
 
 
@@ -254,24 +278,34 @@ def _sweep(affinity, scale, psi, a, b, former):
         block = affinity.scaled_rows(rows, scale, psi_k, out=out)
         top, total = _exp2_rows(block)
         block.div_(total[:, None])  # the plan over its row sums
-        phi[rows] = top + total.log2()
+        phi[rows] = _log2_sum(top, total)
         column_sums += a_k[rows] @ block
         model = model or _new_model(affinity, block, former)
-        if place is None:
-            model.keep(rows, block)
-    column_sums = column_sums.to(a.dtype).clamp_(min=torch.finfo(psi_k.dtype).tiny)
-    model.close(a, column_sums)
-    phi = a.log2() - phi
-    error, dual = torch.stack([(column_sums - b).abs().sum() / b.sum(), a @ phi + b @ psi]).tolist()
-    return _State(error, dual, phi, psi, column_sums), model
+        model.keep(rows, block)
+    phi, column_sums = a.log2() - phi, _positive(column_sums.to(a.dtype))
+    state = _State(*torch.stack(_measures(phi, psi, column_sums, a, b)).tolist(), phi, psi, column_sums)
+    model.close(a, state)
+    return state, model
+
+
+def _positive(sums):
+    return sums.clamp_(min=torch.finfo(torch.float32).tiny)
+
+
+def _measures(phi, psi, column_sums, a, b):
+    """Error and dual objective."""
+    return (column_sums - b).abs().sum() / b.sum(), a @ phi + b @ psi
 
 
 def _exp2_rows(block):
-    """``2^(block - row maximum)`` in place; returns the row maxima and the new row sums, in float64 where there is."""
+    """``2^(block - row maximum)`` in place; returns the row maxima and the new row sums."""
     top = block.amax(dim=1)
     block.sub_(top[:, None]).clamp_(min=FLOOR).exp2_()
-    total = block.sum(dim=1)
-    return top.to(_float64(block)), total.to(_float64(block))
+    return top, block.sum(dim=1)
+
+
+def _log2_sum(top, total):
+    return top.to(_float64(top)) + total.to(_float64(total)).log2()
 
 
 def _new_model(affinity, block, former):
@@ -279,42 +313,109 @@ def _new_model(affinity, block, former):
     n, m = affinity.shape
     on_cuda = affinity.device.type == "cuda"
     stride = 1 if affinity.is_stored else -(-n * m // _ROOM["cuda" if on_cuda else "cpu"])
-    if stride > 1 and not on_cuda and not (former and former.lost > _LOST):
-        room = min(0.9 * _LargeEntries.room(affinity.shape), _FEW * n * m)
-        for bits in _BITS:
-            large = block > 2.0**-bits
-            fits = float(large.sum()) / block.numel() * n * m <= room
-            if fits and 1 - float((block * large).sum()) / len(block) <= _LOST:
-                return _LargeEntries(affinity, bits, former)
+    large = None if on_cuda else _large_entries(affinity, block, former.part if former else None)
+    if stride == 1:
+        return _WholePlan(affinity, large, former)
+    if large and not (former and former.lost > _LOST):
+        return large
     return _SomeRows(affinity, stride, former)
+
+
+def _large_entries(affinity, block, former):
+    """A model of large entries if, by the first rows, they are few and have most of the mass; else None."""
+    n, m = affinity.shape
+    room = min(0.9 * _LargeEntries.room(affinity.shape), _FEW * n * m)
+    some = block[:: 1 + len(block) // 16]
+    for bits in _BITS:
+        large = some.ge(2.0**-bits)
+        fits = float(large.float().mean()) * n * m <= room
+        if fits and 1 - float((some * large).sum()) / len(some) <= _LOST:
+            return _LargeEntries(affinity, bits, former)
+    return None
 
 
 def _take_memory(model, kind):
     """The arrays of a model no longer needed if the next is of the same kind; else they are given up before it has its own."""
     memory = model.memory if isinstance(model, kind) else None
     if model:
-        model.memory = model.G = model.values = model.columns = None
+        model.memory = model.G = model.G_T = model.values = model.columns = None
     return memory
 
 
-class _SomeRows:
-    """Every stride-th row of the plan over its row sums."""
+class _Model:
+    """What a sweep keeps of the plan over its row sums.
 
+    part : the model on which the column equations are solved, None if there is none but the plan itself.
+    is_sample : whether it tells of some rows only.
+    lost : share of the mass it leaves out.
+    """
+
+    part = None
+    is_sample = False
     lost = 0.0
-    reach = _REACH
-
-    def __init__(self, affinity, stride, former):
-        n, m = affinity.shape
-        self.stride, self.is_whole, self.is_sample = stride, stride == 1, stride > 1
-        self.trust = 0.0 if self.is_whole else 0.02  # share of the error that is left if the model is solved exactly
-        self.max_iter = _MODEL_ITER if stride > 1 else 10**9
-        memory = _take_memory(former, _SomeRows)  # filling fresh memory takes twice as long
-        self.memory = memory or [torch.empty((-(-n // stride), m), dtype=affinity.dtype, device=affinity.device)]
-        self.G = self.memory[0]
 
     def place(self, rows):
-        """Where some rows of the plan may be computed in place, or None."""
-        return self.G[rows] if self.is_whole else None
+        """Where some rows of the plan are to be computed, or None."""
+
+    def read(self, psi, a, b):
+        """The state at psi as a sweep would find it, or None if the model is not enough for that."""
+
+
+class _WholePlan(_Model):
+    """The whole plan, which is read in place of K as long as psi stays near, and its large entries if they are few."""
+
+    def __init__(self, affinity, large, former):
+        self.G = self.memory = _take_memory(former, _WholePlan)  # filling fresh memory takes twice as long
+        if self.G is None:
+            self.G = self.memory = torch.empty(affinity.shape, dtype=affinity.dtype, device=affinity.device)
+        self.part = large
+
+    def place(self, rows):
+        return self.G[rows]
+
+    def keep(self, rows, block):
+        if rows.start == 0:  # the block was computed before there was this model
+            self.G[rows] = block
+        if self.part:
+            self.part.keep(rows, block)
+
+    def close(self, a, state):
+        self.base = state
+        if self.part:
+            self.part.close(a, state)
+            if self.part.lost > _LOST:
+                self.part = None
+
+    def read(self, psi, a, b):
+        move = psi - self.base.psi
+        low, high = torch.aminmax(move)
+        shift = (low + high) / 2  # of all columns alike, which the plan does not see
+        v = (move - shift).exp2()
+        row_sums = (self.G @ v.to(self.G.dtype)).to(v.dtype)
+        column_sums = _positive(v * (self.G.T @ (a / row_sums).to(self.G.dtype)).to(v.dtype))
+        phi = self.base.phi - row_sums.log2() - shift
+        error, dual, extent = torch.stack([*_measures(phi, psi, column_sums, a, b), high - low]).tolist()
+        if extent > 2 * _REACH:
+            return None
+        state = _State(error, dual, phi, psi, column_sums)
+        if self.part:
+            self.part.close(a, state, v, row_sums)
+        return state
+
+
+class _SomeRows(_Model):
+    """Every stride-th row of the plan."""
+
+    is_sample = True
+    reach = _REACH
+    trust = 0.02  # share of the error that is left if the model is solved exactly
+
+    def __init__(self, affinity, stride, former):
+        self.stride, self.part = stride, self
+        shape = -(-affinity.shape[0] // stride), affinity.shape[1]
+        self.G = self.memory = _take_memory(former, _SomeRows)
+        if self.G is None:
+            self.G = self.memory = torch.empty(shape, dtype=affinity.dtype, device=affinity.device)
 
     def keep(self, rows, block):
         first = -rows.start % self.stride
@@ -322,13 +423,11 @@ class _SomeRows:
         at = (rows.start + first) // self.stride
         self.G[at : at + len(kept)] = kept
 
-    def close(self, a, column_sums):
+    def close(self, a, state):
         self.a = a[:: self.stride]
 
     def target(self, b, sums, column_sums):
         """What the sums of the model have to be for those of the plan to be b: some rows stand for all."""
-        if self.is_whole:
-            return b
         target = b * (sums / column_sums)
         return target * (sums.sum() / target.sum())
 
@@ -339,19 +438,17 @@ class _SomeRows:
         return (self.G.T @ u.to(self.G.dtype)).to(u.dtype)
 
 
-class _LargeEntries:
+class _LargeEntries(_Model):
     """The entries of the plan above a share of their row, sparse.
 
     What they leave out of each row and column is taken as spread over the others in proportion, a matrix of rank one, so
     that mass still finds its way where the large entries alone would not connect.
     """
 
-    is_whole = is_sample = False
     trust = 0.01
-    max_iter = _MODEL_ITER
 
     def __init__(self, affinity, bits, former):
-        self.shape, self.bits, room = affinity.shape, bits, self.room(affinity.shape)
+        self.shape, self.bits, room, self.part = affinity.shape, bits, self.room(affinity.shape), self
         self.dtype = np.float32 if affinity.dtype == torch.float32 else np.float64
         memory = _take_memory(former, _LargeEntries)
         self.memory = memory or [np.empty(room, dtype=self.dtype), np.empty(room, dtype=np.int32)]
@@ -366,20 +463,18 @@ class _LargeEntries:
     @property
     def reach(self):
         """log2: a move by which an entry left out may become as large as its row."""
-        return float(self.bits)
-
-    def place(self, rows):
-        """Nowhere: the rows are not kept as they are."""
+        return min(float(self.bits), _REACH)
 
     def keep(self, rows, block):
-        found = (block > 2.0**-self.bits).nonzero()
+        entries = block.numpy().ravel()
+        found = np.flatnonzero(entries > 2.0**-self.bits)  # an order faster than torch's nonzero
         while self.size + len(found) > len(self.values):
             self._raise_threshold()
-            found = (block > 2.0**-self.bits).nonzero()
+            found = np.flatnonzero(entries > 2.0**-self.bits)
         new = slice(self.size, self.size + len(found))
-        self.values[new] = block[found[:, 0], found[:, 1]].numpy()
-        self.columns[new] = found[:, 1].numpy()
-        self.counts[rows] = np.bincount(found[:, 0].numpy(), minlength=len(block))
+        self.values[new] = entries[found]
+        found_rows, self.columns[new] = np.divmod(found, block.shape[1])
+        self.counts[rows] = np.bincount(found_rows, minlength=len(block))
         self.size = new.stop
 
     def _raise_threshold(self):
@@ -392,12 +487,17 @@ class _LargeEntries:
         self.size = int(large.sum())
         self.values[: self.size], self.columns[: self.size] = self.values[old][large], self.columns[old][large]
 
-    def close(self, a, column_sums):
+    def close(self, a, state, v=None, row_sums=None):
+        """Take the plan of a state: that of the sweep, or one at ``v = 2^move`` from there, whose rows sum to `row_sums`."""
+        values, columns = self.values[: self.size], self.columns[: self.size]
+        if v is not None:
+            values = values * v.numpy().astype(self.dtype)[columns]
+            values /= np.repeat(row_sums.numpy().astype(self.dtype), self.counts)
         starts = np.concatenate([[0], np.cumsum(self.counts)])
-        self.G = csr_array((self.values[: self.size], self.columns[: self.size], starts), shape=self.shape)
-        self.a = a
-        self.row_rest = (1 - self._times(self.G, torch.ones_like(column_sums))).clamp_(min=0)
-        self.column_rest = (column_sums - self._times(self.G.T, a)).clamp_(min=0)
+        self.G = csr_array((values, columns, starts), shape=self.shape)
+        self.G_T, self.a = self.G.T, a
+        self.row_rest = (1 - self._times(self.G, torch.ones_like(state.psi))).clamp_(min=0)
+        self.column_rest = (state.column_sums - self._times(self.G_T, a)).clamp_(min=0)
         self.lost = float(self.row_rest.mean())
         self.row_rest /= max(float(a @ self.row_rest), 1e-30) ** 0.5
         self.column_rest /= max(float(self.column_rest.sum()), 1e-30) ** 0.5
@@ -410,25 +510,23 @@ class _LargeEntries:
         return self._times(self.G, v) + self.row_rest * (self.column_rest @ v)
 
     def column_sums(self, u):
-        return self._times(self.G.T, u) + self.column_rest * (self.row_rest @ u)
+        return self._times(self.G_T, u) + self.column_rest * (self.row_rest @ u)
 
     def _times(self, G, vector):
         return torch.from_numpy(G @ vector.numpy().astype(self.dtype)).to(vector.dtype)
 
 
-def _solve_columns(model, state, b, wanted, max_iter):
+def _solve_columns(model, state, b, wanted):
     """The move of psi that brings the column sums of a model to b, by accelerated Sinkhorn iterations.
 
-    It ends where the error is `wanted`, or where the model's reach does. Returns the move and, if the model is the whole
-    plan, the iterations, which are full ones then, and the state that is reached.
+    It ends where the error is `wanted`, or where the model's reach does.
     """
     plain = b.log2() - state.column_sums.log2()
-    if state.error <= wanted or max_iter < 1 or float(plain.abs().max()) > model.reach:
-        return plain, 0, None
-    move, n_iter, target, lowest = torch.zeros_like(b), 0, None, math.inf
+    if state.error <= wanted or float(plain.abs().max()) > model.reach:
+        return plain
+    move, target, lowest = torch.zeros_like(b), None, math.inf
     memory = _Memory(move)
-    while n_iter < min(max_iter, model.max_iter):
-        n_iter += 1
+    for _ in range(_MODEL_ITER):
         v = move.exp2()
         row_sums = model.row_sums(v)
         sums = v * model.column_sums(model.a / row_sums)
@@ -437,10 +535,9 @@ def _solve_columns(model, state, b, wanted, max_iter):
         measures = (b * (sums / target - 1)).abs().sum() / b.sum(), target @ move - model.a @ row_sums.log2()
         error, dual, size = torch.stack([*measures, move.abs().max()]).tolist()
         if size > model.reach:
-            found = move.clamp(-model.reach, model.reach)
-            break
+            return move.clamp(-model.reach, model.reach)
         if error < lowest:
-            lowest, found, reached = error, move, (dual, row_sums, move, sums)
+            lowest, found = error, move
         if error <= wanted:
             break
         if memory.is_astray(error, dual):
@@ -449,38 +546,33 @@ def _solve_columns(model, state, b, wanted, max_iter):
         residual = target.log2() - sums.log2()
         memory.safe_psi = move + residual
         move = memory.anderson.step(move, residual, weight=b) if error < 0.5 else memory.safe_psi
-    if not model.is_whole:
-        return found, 0, None
-    dual, row_sums, move, sums = reached
-    return found, n_iter, _State(lowest, dual, state.phi - row_sums.log2(), state.psi + move, sums)
+    return found
 
 
 class _Anderson:
     """Anderson acceleration (type II) of ``x <- x + residual(x)``, least squares weighted by the mass of each column."""
 
     def __init__(self):
-        self.points, self.residuals = [], []
+        self.n, self.last = 0, None
 
     def step(self, x, residual, weight):
-        self.points, self.residuals = [*self.points[-_MEMORY:], x], [*self.residuals[-_MEMORY:], residual]
-        if len(self.points) == 1:
+        if self.last is None:
+            self.last = x, residual
+            self.df, self.steps = residual.new_zeros((2, _MEMORY, len(residual)))
+            self.gram = residual.new_zeros((_MEMORY, _MEMORY))
             return x + residual
-        dx = torch.stack(self.points).diff(dim=0)  # (memory, m)
-        df = torch.stack(self.residuals).diff(dim=0)
-        gram = (df * weight) @ df.T  # (memory, memory)
+        at, self.n = self.n % _MEMORY, self.n + 1
+        used = min(self.n, _MEMORY)
+        torch.sub(residual, self.last[1], out=self.df[at])
+        torch.sub(x, self.last[0], out=self.steps[at]).add_(self.df[at])
+        self.last = x, residual
+        df = self.df[:used]
+        self.gram[at, :used] = self.gram[:used, at] = df @ (weight * self.df[at])
+        gram = self.gram[:used, :used].clone()
         gram.diagonal().add_(1e-8 * gram.diagonal().mean() + torch.finfo(gram.dtype).tiny)
-        gamma = torch.linalg.solve_ex(
-            gram, (df * weight) @ residual
-        ).result  # without a check, for which a GPU would wait
+        gamma = torch.linalg.solve_ex(gram, df @ (weight * residual)).result  # without a check: a GPU would wait
         limit = (2 * residual.abs().max()).clamp(min=_STRIDE)
-        return x + (residual - gamma @ (dx + df)).clamp_(-limit, limit)
-
-
-def _tamed(psi, reach, b):
-    """`psi` within the bounds every column update keeps: ``psi - log2 b`` spreads no further than ``scale K`` does."""
-    log_b = b.log2()
-    excess = psi - log_b
-    return log_b + (excess - (excess.max() + excess.min()) / 2).clamp(-reach / 2, reach / 2)
+        return x + (residual - gamma @ self.steps[:used]).clamp_(-limit, limit)
 
 
 def _log2_scale(epsilon):

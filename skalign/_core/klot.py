@@ -26,7 +26,7 @@ def klot(K, K_teacher, epsilon=0.05, epsilon_teacher=0.01, a=None, b=None, **opt
         K, K_teacher, a, b = K[rows][:, columns], K_teacher[rows][:, columns], a[rows], b[columns]
     affinities = StoredAffinity(K.detach()), StoredAffinity(K_teacher)
     student, teacher = _solve_both(*affinities, epsilon, epsilon_teacher, a, b, **options)
-    return _Klot.apply(K, teacher, student), student, teacher
+    return _Klot.apply(_from_matrix, teacher, student, K), student, teacher
 
 
 def klot_from_features(F, G, F_teacher, G_teacher, epsilon=0.05, epsilon_teacher=0.01, a=None, b=None, **options):
@@ -45,8 +45,7 @@ def klot_from_features(F, G, F_teacher, G_teacher, epsilon=0.05, epsilon_teacher
         a, b = a[rows], b[columns]
     affinities = FactoredAffinity(F.detach(), G.detach()), FactoredAffinity(F_teacher, G_teacher)
     student, teacher = _solve_both(*affinities, epsilon, epsilon_teacher, a, b, **options)
-    with full_precision(F.device):
-        return _KlotFromFeatures.apply(F, G, teacher, student), student, teacher
+    return _Klot.apply(_from_features, teacher, student, F, G), student, teacher
 
 
 def _solve_both(
@@ -73,67 +72,66 @@ def _solve_both(
 
 
 class _Klot(torch.autograd.Function):
-    """Value and gradient in one pass over row blocks; nothing but the gradient outlives it."""
+    """Value and gradients in one pass over the plans, which `one_pass` makes; only the gradients take memory."""
 
     @staticmethod
-    def forward(ctx, K, teacher, student):
-        value = _zero(teacher)
-        gradient = torch.empty_like(K) if ctx.needs_input_grad[0] else None
-        scratch = [student.affinity.scratch() for _ in range(3)]
-        for rows in student.affinity.row_blocks():
-            T, P = _plan_rows(teacher, student, rows, value, scratch)
-            if gradient is not None:
-                # Thm C.4: (P - P*) / epsilon with the student's epsilon (Thm 5.1 of the main text misprints it)
-                torch.sub(P, T, out=gradient[rows]).div_(student.epsilon)
-        ctx.save_for_backward(gradient)
-        return value.to(K.dtype)
+    def forward(ctx, one_pass, teacher, student, *inputs):
+        ctx.recipe = one_pass, teacher, student
+        ctx.save_for_backward(*inputs)
+        value, ctx.gradients = one_pass(teacher, student, ctx.needs_input_grad[3:], *inputs)
+        return value.to(inputs[0].dtype)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_output):
-        (gradient,) = ctx.saved_tensors
-        return grad_output * gradient, None, None
+        inputs = ctx.saved_tensors
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:  # the first backward pass has given them away
+            one_pass, teacher, student = ctx.recipe
+            _, gradients = one_pass(teacher, student, ctx.needs_input_grad[3:], *inputs)
+        return None, None, None, *(None if Z is None else Z.mul_(grad_output) for Z in gradients)
 
 
-class _KlotFromFeatures(torch.autograd.Function):
-    """The same through ``K = F @ G.T``: ``dF = dK @ G`` and ``dG = dK.T @ F``, block by block."""
+def _from_matrix(teacher, student, needed, K):
+    """KLOT and its gradient in K."""
+    value = _zero(teacher)
+    gradient = torch.empty_like(K) if needed[0] else None
+    for rows, T, P in _plan_rows(teacher, student, value):
+        if gradient is not None:
+            # Thm C.4: (P - P*) / epsilon with the student's epsilon (Thm 5.1 of the main text misprints it)
+            torch.sub(P, T, out=gradient[rows]).div_(student.epsilon)
+    return value, [gradient]
 
-    @staticmethod
-    def forward(ctx, F, G, teacher, student):
-        value = _zero(teacher)
-        dF, dG = (
-            torch.zeros_like(Z) if needed else None for Z, needed in zip((F, G), ctx.needs_input_grad, strict=False)
-        )
-        scratch = [student.affinity.scratch() for _ in range(3)]
-        for rows in student.affinity.row_blocks():
-            T, P = _plan_rows(teacher, student, rows, value, scratch)
+
+def _from_features(teacher, student, needed, F, G):
+    """KLOT of ``K = F @ G.T`` and its gradients: ``dF = dK @ G`` and ``dG = dK.T @ F``, block by block."""
+    value = _zero(teacher)
+    dF, dG = (torch.zeros_like(Z) if wanted else None for Z, wanted in zip((F, G), needed, strict=True))
+    with full_precision(F.device):
+        for rows, T, P in _plan_rows(teacher, student, value):
             dK = P.sub_(T).div_(student.epsilon)
             if dF is not None:
                 torch.mm(dK, G, out=dF[rows])
             if dG is not None:
                 dG.addmm_(dK.T, F[rows])
-        ctx.save_for_backward(dF, dG)
-        return value.to(F.dtype)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_output):
-        return *(None if Z is None else grad_output * Z for Z in ctx.saved_tensors), None, None
+    return value, [dF, dG]
 
 
 def _zero(result):
     return torch.zeros((), dtype=result.f.dtype, device=result.f.device)
 
 
-def _plan_rows(teacher, student, rows, value, scratch):
-    """Some rows of the teacher's and of the student's plan; adds their share of the divergence to `value`."""
-    T, P, log_ratio = (block[: rows.stop - rows.start] for block in scratch)
-    teacher.log2_plan(rows, out=T)
-    student.log2_plan(rows, out=P)
-    torch.sub(T, P, out=log_ratio)
-    T.clamp_(min=FLOOR).exp2_()
-    P.clamp_(min=FLOOR).exp2_()
-    # the masses make it the generalised KL, which is >= 0 short of convergence too
-    divergence = math.log(2) * log_ratio.mul_(T).sum(dim=1) + P.sum(dim=1) - T.sum(dim=1)
-    value += divergence.sum(dtype=value.dtype)
-    return T, P
+def _plan_rows(teacher, student, value):
+    """Block by block, rows and both plans there, in memory used again; their share of the divergence goes to `value`."""
+    scratch = [student.affinity.scratch() for _ in range(3)]
+    for rows in student.affinity.row_blocks():
+        T, P, log_ratio = (block[: rows.stop - rows.start] for block in scratch)
+        teacher.log2_plan(rows, out=T)
+        student.log2_plan(rows, out=P)
+        torch.sub(T, P, out=log_ratio)
+        T.clamp_(min=FLOOR).exp2_()
+        P.clamp_(min=FLOOR).exp2_()
+        # the masses make it the generalised KL, which is >= 0 short of convergence too
+        divergence = math.log(2) * log_ratio.mul_(T).sum(dim=1) + P.sum(dim=1) - T.sum(dim=1)
+        value += divergence.sum(dtype=value.dtype)
+        yield rows, T, P

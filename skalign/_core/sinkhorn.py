@@ -23,14 +23,16 @@ from scipy.sparse import csr_array
 from .affinity import FactoredAffinity, StoredAffinity, check_features, check_matrix, full_precision
 
 FLOOR = -100.0  # log2: entries below 2^-100 of their row's maximum change no digit, and exp2 is slow in underflow
-_START = 0.1  # epsilon, relative to the spread of K, at most which to start with
-_FACTOR = 6.0  # by which epsilon falls from sweep to sweep, until it is the wanted one
-_COARSE = 0.02  # marginal error, on the model, that is close enough before epsilon falls
+_START = 0.03  # epsilon to start with, relative to the spread of K
+_FACTOR = 6.0  # by which epsilon falls from sweep to sweep, about, until it is the wanted one
+_COARSE = 0.02  # marginal error that is close enough before epsilon falls
+_COARSE_ITER = 10  # and iterations that are enough
 _STALE = 0.5  # marginal error of a warm start above which a cold one is better
 _REACH = 30.0  # log2: how far psi may move either way on a model of whole rows, which are floored at `FLOOR`
 _MEMORY = 10  # differences kept by the Anderson acceleration
 _STRIDE = 8.0  # log2: how far it may go beyond its point in one step; slow modes tempt it to go astray
 _LEAST_SHARE = 0.05  # of the move a model proposes, below which a plain one is better
+_PATIENCE = 4  # how often a state may be worse, or a model of little help, before another way is tried
 _MODEL_ITER = 100  # iterations on a model before it is compared with the plan
 _ROOM = {"cpu": 1 << 23, "cuda": 1 << 26}  # entries kept of whole rows if the affinity is not stored
 _LARGE_ENTRIES = 5 << 20  # large entries kept of a plan, beside 16 for each row and column
@@ -144,7 +146,7 @@ class _State(NamedTuple):
     """Potentials whose plan has exact rows, how good they are, and the column sums of the plan."""
 
     error: float  # L1 distance of the column sums from b, over the total mass
-    dual: float  # objective that Sinkhorn iterations make larger, in units of log2
+    dual: float  # objective that Sinkhorn iterations make larger, in units of log2, over the total mass
     phi: torch.Tensor
     psi: torch.Tensor
     column_sums: torch.Tensor
@@ -157,15 +159,17 @@ def _solve(affinity, epsilon, a, b, tol, max_iter, init):
         psi = _check_init(init, b) * scale
         best, psi, model, n_iter = _settle(affinity, scale, a, b, psi, None, tol, max_iter, is_warm=True)
     if init is None or (best.error > max(tol, _STALE) and n_iter == 1 < max_iter):
-        n_steps = math.floor(math.log(max(_START * affinity.typical_spread / epsilon, 1), _FACTOR))
-        psi = _first_psi(affinity, scale / _FACTOR**n_steps, a, b)
+        excess = max(_START * affinity.typical_spread / epsilon, 1)
+        n_steps = round(math.log(excess, _FACTOR))
+        factor = excess ** (1 / max(n_steps, 1))
+        psi = _first_psi(affinity, scale / factor**n_steps, a, b)
         for step in range(n_steps, 0, -1):
-            if n_iter + 1 < max_iter:
-                *_, psi, model, used = _settle(
-                    affinity, scale / _FACTOR**step, a, b, psi, model, _COARSE, max_iter - n_iter - 1, max_sweeps=1
-                )
+            cap = min(max_iter - n_iter - 1, _COARSE_ITER)
+            if cap > 0:
+                coarse = scale / factor**step
+                *_, psi, model, used = _settle(affinity, coarse, a, b, psi, model, _COARSE, cap, max_sweeps=1)
                 n_iter += used
-            psi = psi * _FACTOR
+            psi = psi * factor
         best, _, _, used = _settle(affinity, scale, a, b, psi, model, tol, max_iter - n_iter)
         n_iter += used
     f, g = best.phi / scale, best.psi / scale
@@ -207,31 +211,39 @@ class _Search:
 
     def __init__(self, psi, b, reach, tol):
         self.b, self.reach, self.tol, self.memory = b, reach, tol, _Memory(psi)
-        self.useful_below = math.inf  # error at which a model is asked
+        self.useful_below, self.former_error, self.n_failed = math.inf, math.inf, 0
         self.share = 0.0  # of a model's move that was gone last, 0 if no model was asked
 
     def after(self, state, model):
         """The psi after a state; on the way back to the state before if this one is much worse."""
         memory, part = self.memory, model.part
-        if memory.is_astray(state.error, state.dual):
+        move = self.b.log2() - state.column_sums.log2()
+        if memory.is_astray(state.error, state.dual, self._tamed(state.psi + move)):
             self.share /= 4
             if self.share >= _LEAST_SHARE:
                 return self._tamed(self.start + self.share * self.move)
             self.useful_below, self.memory = memory.error / 2, _Memory(memory.safe_psi)
             return memory.safe_psi
-        move = self.b.log2() - state.column_sums.log2()
-        memory.safe_psi = self._tamed(state.psi + move)
-        # some rows may say little of the plan, and any model may lead astray: it is asked again once the error has halved
-        is_asked = part is not None and state.error <= self.useful_below
+        is_asked = part is not None and self._is_useful(state.error, part)
         if is_asked:
             move = _solve_columns(part, state, self.b, max(0.5 * self.tol, part.trust * state.error))
-            if part.is_sample:
-                self.useful_below = state.error / 2
         if state.error < 0.5 and (not is_asked or part.is_sample):
             self.share = 0.0
             return self._tamed(memory.anderson.step(state.psi, move, weight=self.b))
         self.start, self.move, self.share = state.psi, move, float(is_asked)
         return self._tamed(state.psi + move)
+
+    def _is_useful(self, error, part):
+        """Whether to ask the model, which may say little of the plan: less often where the error did not halve by it."""
+        if error > self.useful_below:
+            self.useful_below *= 1.1
+            return False
+        self.n_failed = 0 if error <= self.former_error / 2 else self.n_failed + 1
+        self.former_error = error
+        if self.n_failed > (0 if part.is_sample else _PATIENCE):
+            self.useful_below, self.n_failed = error / 2, 0
+            return False
+        return True
 
     def _tamed(self, psi):
         """`psi` within the bounds every column update keeps: ``psi - log2 b`` spreads no further than ``scale K`` does."""
@@ -245,12 +257,19 @@ class _Memory:
 
     def __init__(self, psi):
         self.safe_psi, self.anderson = psi, _Anderson()
-        self.error, self.dual = math.inf, -math.inf
+        self.error, self.dual, self.n_worse = math.inf, -math.inf, 0
 
-    def is_astray(self, error, dual):
-        """Whether it is much worse than before, by the error and by the dual objective."""
-        if not error <= 3 * self.error and not dual > self.dual:
-            return True
+    def is_astray(self, error, dual, plain_psi):
+        """Whether neither error nor dual objective is better than any before, by far or for a while.
+
+        If one is, it is safe to return to `plain_psi`, the next Sinkhorn iterate, which raises the dual in any case.
+        """
+        if error < (1 - 1e-9) * self.error or dual > self.dual + 1e-12 * abs(self.dual):  # more than rounding
+            self.safe_psi, self.n_worse = plain_psi, 0
+        else:
+            self.n_worse += dual < self.dual - 0.1 * self.error  # close to the solution the dual says no more
+            if not error <= 3 * self.error or self.n_worse > _PATIENCE:
+                return True
         self.error, self.dual = min(error, self.error), max(dual, self.dual)
         return False
 
@@ -293,8 +312,8 @@ def _positive(sums):
 
 
 def _measures(phi, psi, column_sums, a, b):
-    """Error and dual objective."""
-    return (column_sums - b).abs().sum() / b.sum(), a @ phi + b @ psi
+    """Error and dual objective, over the total mass."""
+    return (column_sums - b).abs().sum() / b.sum(), (a @ phi + b @ psi) / b.sum()
 
 
 def _exp2_rows(block):
@@ -345,14 +364,17 @@ def _take_memory(model, kind):
 class _Model:
     """What a sweep keeps of the plan over its row sums.
 
-    part : the model on which the column equations are solved, None if there is none but the plan itself.
     is_sample : whether it tells of some rows only.
     lost : share of the mass it leaves out.
     """
 
-    part = None
     is_sample = False
     lost = 0.0
+
+    @property
+    def part(self):
+        """The model on which the column equations are solved, or None."""
+        return self
 
     def place(self, rows):
         """Where some rows of the plan are to be computed, or None."""
@@ -368,7 +390,11 @@ class _WholePlan(_Model):
         self.G = self.memory = _take_memory(former, _WholePlan)  # filling fresh memory takes twice as long
         if self.G is None:
             self.G = self.memory = torch.empty(affinity.shape, dtype=affinity.dtype, device=affinity.device)
-        self.part = large
+        self.large = large
+
+    @property
+    def part(self):
+        return self.large
 
     def place(self, rows):
         return self.G[rows]
@@ -376,15 +402,15 @@ class _WholePlan(_Model):
     def keep(self, rows, block):
         if rows.start == 0:  # the block was computed before there was this model
             self.G[rows] = block
-        if self.part:
-            self.part.keep(rows, block)
+        if self.large:
+            self.large.keep(rows, block)
 
     def close(self, a, state):
         self.base = state
-        if self.part:
-            self.part.close(a, state)
-            if self.part.lost > _LOST:
-                self.part = None
+        if self.large:
+            self.large.close(a, state)
+            if self.large.lost > _LOST:
+                self.large = None
 
     def read(self, psi, a, b):
         move = psi - self.base.psi
@@ -398,8 +424,8 @@ class _WholePlan(_Model):
         if extent > 2 * _REACH:
             return None
         state = _State(error, dual, phi, psi, column_sums)
-        if self.part:
-            self.part.close(a, state, v, row_sums)
+        if self.large:
+            self.large.close(a, state, v, row_sums)
         return state
 
 
@@ -411,7 +437,7 @@ class _SomeRows(_Model):
     trust = 0.02  # share of the error that is left if the model is solved exactly
 
     def __init__(self, affinity, stride, former):
-        self.stride, self.part = stride, self
+        self.stride = stride
         shape = -(-affinity.shape[0] // stride), affinity.shape[1]
         self.G = self.memory = _take_memory(former, _SomeRows)
         if self.G is None:
@@ -448,7 +474,7 @@ class _LargeEntries(_Model):
     trust = 0.01
 
     def __init__(self, affinity, bits, former):
-        self.shape, self.bits, room, self.part = affinity.shape, bits, self.room(affinity.shape), self
+        self.shape, self.bits, room = affinity.shape, bits, self.room(affinity.shape)
         self.dtype = np.float32 if affinity.dtype == torch.float32 else np.float64
         memory = _take_memory(former, _LargeEntries)
         self.memory = memory or [np.empty(room, dtype=self.dtype), np.empty(room, dtype=np.int32)]
@@ -532,20 +558,20 @@ def _solve_columns(model, state, b, wanted):
         sums = v * model.column_sums(model.a / row_sums)
         if target is None:
             target = model.target(b, sums, state.column_sums)
-        measures = (b * (sums / target - 1)).abs().sum() / b.sum(), target @ move - model.a @ row_sums.log2()
-        error, dual, size = torch.stack([*measures, move.abs().max()]).tolist()
+        off = (b * (sums / target - 1)).abs().sum()
+        objective = target @ move - model.a @ row_sums.log2()
+        error, dual, size = torch.stack([off / b.sum(), objective / b.sum(), move.abs().max()]).tolist()
         if size > model.reach:
             return move.clamp(-model.reach, model.reach)
         if error < lowest:
             lowest, found = error, move
         if error <= wanted:
             break
-        if memory.is_astray(error, dual):
-            move, memory = memory.safe_psi, _Memory(memory.safe_psi)
-            continue
         residual = target.log2() - sums.log2()
-        memory.safe_psi = move + residual
-        move = memory.anderson.step(move, residual, weight=b) if error < 0.5 else memory.safe_psi
+        if memory.is_astray(error, dual, move + residual):
+            move, memory = memory.safe_psi, _Memory(memory.safe_psi)
+        else:
+            move = memory.anderson.step(move, residual, weight=b) if error < 0.5 else move + residual
     return found
 
 

@@ -260,14 +260,42 @@ def saving():
 
 
 @pytest.mark.parametrize("max_iter", [3, 30, 300])
-def test_one_matrix_is_saved_whatever_the_iterations(rng, max_iter):
+def test_nothing_new_is_saved_but_one_matrix_whatever_the_iterations(rng, max_iter):
     K, K_teacher = affinities(rng)
     with saving():
         value, student, _ = klot(K.requires_grad_(), K_teacher, 0.02, 0.02, tol=0, max_iter=max_iter)
     assert student.n_iter == max_iter
-    assert [saved.tensor.shape for saved in Saved.alive] == [K.shape]
+    assert [saved.tensor.data_ptr() for saved in Saved.alive] == [K.data_ptr()]
+    (place,) = (Z.data_ptr() for Z in value.grad_fn.gradients)
     value.backward()
+    assert K.grad.data_ptr() == place
+    assert value.grad_fn.gradients is None
     assert not Saved.alive
+
+
+@pytest.mark.parametrize("from_features", [False, True])
+def test_a_second_backward_pass_gives_the_same(rng, from_features):
+    F, G, F_teacher, G_teacher = (unit_rows(rng, n) for n in (7, 11, 7, 11))
+    F.requires_grad_(), G.requires_grad_()
+    value, *_ = (
+        klot_from_features(F, G, F_teacher, G_teacher) if from_features else klot(F @ G.T, F_teacher @ G_teacher.T)
+    )
+    value.backward(retain_graph=True)
+    first = F.grad.clone(), G.grad.clone()
+    F.grad.zero_(), G.grad.zero_()  # a step in place must not reach what is kept
+    (2 * value).backward(retain_graph=True)
+    for Z, expected in zip((F, G), first, strict=True):
+        assert expected.abs().max() > 0
+        assert_allclose(Z.grad, 2 * expected, **LAW[np.float64])
+
+
+def test_inputs_changed_before_the_gradient_are_refused(rng):
+    K, K_teacher = affinities(rng)
+    K = K.requires_grad_() * 1
+    value = klot(K, K_teacher)[0]
+    K.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        value.backward()
 
 
 def test_nothing_is_saved_where_no_gradient_is_asked(rng):
@@ -384,10 +412,10 @@ def test_features_give_value_and_gradients_of_their_products(rng, monkeypatch, r
 def test_only_the_features_that_ask_get_a_gradient(rng):
     F, G, F_teacher, G_teacher = (unit_rows(rng, n).requires_grad_() for n in (7, 11, 7, 11))
     _, dF, dG = feature_gradients(F.detach(), G.detach(), F_teacher, G_teacher)
-    with saving():
-        klot_from_features(F, G.detach(), F_teacher, G_teacher)[0].backward()
-        value = klot_from_features(F.detach(), G, F_teacher, G_teacher)[0]
-    assert [saved.tensor.shape for saved in Saved.alive] == [G.shape]
+    klot_from_features(F, G.detach(), F_teacher, G_teacher)[0].backward()
+    value = klot_from_features(F.detach(), G, F_teacher, G_teacher)[0]
+    assert value.grad_fn.gradients[0] is None
+    assert value.grad_fn.gradients[1].shape == G.shape
     (3 * value).backward()
     assert_allclose(F.grad, dF, **LAW[np.float64])
     assert_allclose(G.grad, 3 * dG, **LAW[np.float64])

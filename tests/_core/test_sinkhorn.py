@@ -113,6 +113,14 @@ def test_small_epsilon_finds_the_assignment(rng, n):
     assert (n * result.plan[rows, columns] > 0.95).all()
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_hard_problems_converge_in_some_hundred_iterations(seed):
+    rng = np.random.default_rng(seed)
+    # plateaus of the dual on which acceleration loses its way; modes so slow that only acceleration ends
+    for K, epsilon in ((cosines(rng), 0.005), (torch.from_numpy(rng.normal(size=(30, 30))), 0.01)):
+        solved(K, epsilon, tol=1e-9, max_iter=500)
+
+
 def test_large_epsilon_forgets_the_affinity(rng):
     a, b = weights(rng, 7), weights(rng, 11)
     result = solved(cosines(rng), 1e6, a, b)
@@ -297,6 +305,25 @@ def test_a_sweep_makes_the_rows_of_the_plan_exact(rng, block, monkeypatch):
     assert_allclose(state.column_sums, plan.sum(dim=0), **LAW[np.float64])
     assert_allclose(state.error, (plan.sum(dim=0) - b).abs().sum(), **LAW[np.float64])
     assert_allclose(a[:, None] * model.G, plan, **LAW[np.float64])
+
+
+@pytest.mark.parametrize("few", [0.0, 1.0])  # without and with a model of large entries
+def test_a_kept_plan_is_read_as_a_sweep_would_find_it(rng, few, monkeypatch):
+    monkeypatch.setattr(module, "_FEW", few)
+    K, scale = affinity.StoredAffinity(cosines(rng)), 50.0
+    psi, a, b = torch.from_numpy(rng.normal(size=11)), *(torch.from_numpy(weights(rng, n)) for n in (7, 11))
+    _, model = module._sweep(K, scale, psi, a, b, None)
+    assert (model.part is None) == (few == 0)
+    moved = psi + 100 + 5 * torch.from_numpy(rng.normal(size=11))  # a shift of all columns changes nothing
+    found, (expected, swept) = model.read(moved, a, b), module._sweep(K, scale, moved, a, b, None)
+    for name in ("error", "dual", "phi", "psi", "column_sums"):
+        assert_allclose(getattr(found, name), getattr(expected, name), **LAW[np.float64])
+    if few:
+        v, u = torch.from_numpy(rng.uniform(size=11)), torch.from_numpy(rng.uniform(size=7))
+        assert_allclose(model.part.row_sums(v), swept.part.row_sums(v), **LAW[np.float64])
+        assert_allclose(model.part.column_sums(u), swept.part.column_sums(u), **LAW[np.float64])
+    moved[3] += 70
+    assert model.read(moved, a, b) is None
 
 
 def features(rng, n=29, m=41, d=5):

@@ -3,11 +3,10 @@
     python benchmarks/klot.py --data FOLDER --sizes 1024 2048 4096
     python benchmarks/klot.py --kinds clustered --sizes 32768 --methods features --epsilons 0.1 0.02
 
-Every measurement is a process of its own on `--threads` threads, which repeats its work for five seconds, if it is done
-earlier, and tells the median and its peak memory beyond the inputs. The
-methods of one problem run one after the other, `--rounds` times in turn; the medians are printed, and the ratio of each
-method's time to that of `dense`. All start from the features, so the dense ones pay for ``K = F @ G.T`` and for carrying
-the gradient back to F and G.
+Every measurement is a process of its own on `--threads` threads, which repeats its work until five seconds have passed and
+tells the median and its peak memory beyond the inputs. The methods of one problem run one after the other, `--rounds` times
+in turn; the medians are printed, and the ratio of each method's time to that of `dense`. All start from the features, so
+the dense ones pay for ``K = F @ G.T`` and for carrying the gradient back to F and G.
 
 Kinds of problem, rows of unit length, d = 256: `flickr8k` (two CCA spaces of 500 pairs, as teacher and student; needs
 --data as in quality.py), `clustered` (two samples of 64 clusters, which differ in how many rows fell into each),

@@ -38,6 +38,8 @@ _ROOM = {"cpu": 1 << 23, "cuda": 1 << 26}  # entries kept of whole rows if the a
 _LARGE_ENTRIES = 5 << 20  # large entries kept of a plan, beside 16 for each row and column
 _BITS = (40, 32, 24, 20, 16, 12)  # an entry is large above 2^-bits of its row; the most bits that fit are taken
 _FEW = 0.1  # share of entries above which a product with the large ones saves little
+_SMALL = 1 << 20  # entries of a kept plan below which iterations on it are as quick as on its large entries
+_WAIT = 100  # iterations on a small plan before its large entries are asked: a hard one has not been solved by then
 _LOST = 0.05  # mass that the large entries may leave out
 
 
@@ -211,7 +213,7 @@ class _Search:
 
     def __init__(self, psi, b, reach, tol):
         self.b, self.reach, self.tol, self.memory = b, reach, tol, _Memory(psi)
-        self.useful_below, self.former_error, self.n_failed = math.inf, math.inf, 0
+        self.n_states, self.useful_below, self.former_error, self.n_failed = 0, math.inf, math.inf, 0
         self.share = 0.0  # of a model's move that was gone last, 0 if no model was asked
 
     def after(self, state, model):
@@ -224,9 +226,10 @@ class _Search:
                 return self._tamed(self.start + self.share * self.move)
             self.useful_below, self.memory = memory.error / 2, _Memory(memory.safe_psi)
             return memory.safe_psi
-        is_asked = part is not None and self._is_useful(state.error, part)
+        self.n_states += 1
+        is_asked = part is not None and self.n_states > model.wait and self._is_useful(state.error, part)
         if is_asked:
-            move = _solve_columns(part, state, self.b, max(0.5 * self.tol, part.trust * state.error))
+            move = _solve_columns(model.asked(), state, self.b, max(0.5 * self.tol, part.trust * state.error))
         if state.error < 0.5 and (not is_asked or part.is_sample):
             self.share = 0.0
             return self._tamed(memory.anderson.step(state.psi, move, weight=self.b))
@@ -366,14 +369,20 @@ class _Model:
 
     is_sample : whether it tells of some rows only.
     lost : share of the mass it leaves out.
+    wait : states to see before its part is asked.
     """
 
     is_sample = False
     lost = 0.0
+    wait = 0
 
     @property
     def part(self):
         """The model on which the column equations are solved, or None."""
+        return self
+
+    def asked(self):
+        """The part, brought to where the plan was read last."""
         return self
 
     def place(self, rows):
@@ -391,6 +400,7 @@ class _WholePlan(_Model):
         if self.G is None:
             self.G = self.memory = torch.empty(affinity.shape, dtype=affinity.dtype, device=affinity.device)
         self.large = large
+        self.wait = _WAIT if self.G.numel() < _SMALL else 0
 
     @property
     def part(self):
@@ -406,11 +416,7 @@ class _WholePlan(_Model):
             self.large.keep(rows, block)
 
     def close(self, a, state):
-        self.base = state
-        if self.large:
-            self.large.close(a, state)
-            if self.large.lost > _LOST:
-                self.large = None
+        self.base, self.last_read = state, (a, state)
 
     def read(self, psi, a, b):
         move = psi - self.base.psi
@@ -424,9 +430,12 @@ class _WholePlan(_Model):
         if extent > 2 * _REACH:
             return None
         state = _State(error, dual, phi, psi, column_sums)
-        if self.large:
-            self.large.close(a, state, v, row_sums)
+        self.last_read = a, state, v, row_sums
         return state
+
+    def asked(self):
+        self.large.close(*self.last_read)
+        return self.large
 
 
 class _SomeRows(_Model):

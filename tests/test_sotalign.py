@@ -47,7 +47,7 @@ def test_unpaired_rows_help_on_emoji():
     teacher = CCATeacher().fit(data.X, data.Y, data.paired_idx)
     aligner = SOTAlign(random_state=0, max_iter=100).fit(data.X, data.Y, data.paired_idx)
     before, after = (mean_recall(*e.transform(data.X_test, data.Y_test), data.test_idx) for e in (teacher, aligner))
-    assert after > before + 0.02
+    assert after > before + 0.05
 
 
 @pytest.mark.parametrize("divergence", ["klot", "info_nce", "cka"])

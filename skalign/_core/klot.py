@@ -72,7 +72,7 @@ def _solve_both(
 
 
 class _Klot(torch.autograd.Function):
-    """Value and gradients in one pass over the plans, which `one_pass` makes; only the gradients take memory."""
+    """Value and gradients in one pass over the plans, `one_pass`; inputs and gradients are held until the backward pass."""
 
     @staticmethod
     def forward(ctx, one_pass, teacher, student, *inputs):

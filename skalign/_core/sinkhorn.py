@@ -8,8 +8,9 @@ One loop for every affinity. A *sweep* reads all of K once, in blocks that stay 
 rows exact, the column sums, and on the way keeps a *model* of the plan: all of it where there is room, its large entries
 where those are few, else some of its rows. On the large entries or the rows the column equations are solved by Sinkhorn
 iterations with Anderson acceleration, as far as they can be trusted; then the whole plan tells how true that was, which
-is read instead of K where it is kept, else by the next sweep. A step that made things worse is taken back in part. The
-epsilon starts large and is divided from sweep to sweep until it is the wanted one.
+is read instead of K where it is kept, else by the next sweep. A small plan is iterated on itself, unless that takes
+too long. A step that made things worse is taken back in part. The epsilon starts large and is divided from sweep to sweep
+until it is the wanted one.
 """
 
 import math
@@ -502,7 +503,7 @@ class _LargeEntries(_Model):
 
     def keep(self, rows, block):
         entries = block.numpy().ravel()
-        found = np.flatnonzero(entries > 2.0**-self.bits)  # an order faster than torch's nonzero
+        found = np.flatnonzero(entries > 2.0**-self.bits)  # several times faster than torch's nonzero
         while self.size + len(found) > len(self.values):
             self._raise_threshold()
             found = np.flatnonzero(entries > 2.0**-self.bits)

@@ -113,8 +113,10 @@ def test_small_epsilon_finds_the_assignment(rng, n):
     assert (n * result.plan[rows, columns] > 0.95).all()
 
 
+@pytest.mark.parametrize("wait", [0, 100])  # iterations before a model of large entries is asked
 @pytest.mark.parametrize("seed", range(5))
-def test_hard_problems_converge_in_some_hundred_iterations(seed):
+def test_hard_problems_converge_in_some_hundred_iterations(seed, wait, monkeypatch):
+    monkeypatch.setattr(module, "_WAIT", wait)
     rng = np.random.default_rng(seed)
     # plateaus of the dual on which acceleration loses its way; modes so slow that only acceleration ends
     for K, epsilon in ((cosines(rng), 0.005), (torch.from_numpy(rng.normal(size=(30, 30))), 0.01)):
@@ -333,6 +335,7 @@ def features(rng, n=29, m=41, d=5):
 
 MODELS = {  # of a plan whose affinity is not stored: what fits is kept
     "whole": {},
+    "whole, large entries": {"_WAIT": 0, "_LOST": 1.0, "_FEW": 1.0},
     "some rows": {"_ROOM": {"cpu": 400}, "_LOST": -1.0},
     "large entries": {"_ROOM": {"cpu": 400}, "_LOST": 1.0, "_FEW": 1.0},
 }
@@ -352,14 +355,11 @@ def model(request, monkeypatch):
 
     monkeypatch.setattr(module, "_new_model", spy)
     yield request.param
-    assert (
-        type(kinds[0])
-        is {
-            "whole": module._WholePlan,
-            "some rows": module._SomeRows,
-            "large entries": module._LargeEntries,
-        }[request.param]
-    )
+    kinds_of_model = {"some rows": module._SomeRows, "large entries": module._LargeEntries}
+    assert type(kinds[0]) is kinds_of_model.get(request.param, module._WholePlan)
+    if request.param == "whole, large entries":
+        assert type(kinds[0].part) is module._LargeEntries
+        assert kinds[0].wait == 0
 
 
 @pytest.mark.parametrize(
@@ -384,7 +384,7 @@ def test_features_meet_in_a_matrix_only_if_it_fits(rng, model, monkeypatch):
     F, G = features(rng, 90, 120)
     with Matrices(size=90 * 120) as new:
         sinkhorn_from_features(F, G, 0.02, tol=1e-7)
-    assert (new.count > 0) == (model == "whole")
+    assert (new.count > 0) == model.startswith("whole")
 
 
 def test_large_entries_are_the_plan_above_their_threshold(rng, monkeypatch):

@@ -68,7 +68,11 @@ class _Affinity:
 
     def scratch(self):
         """Memory for a block of rows, to be filled again and again: freed blocks are not always given back."""
-        return torch.empty((self._step(), self.shape[1]), dtype=self.dtype, device=self.device)
+        return self.empty(self._step())
+
+    def empty(self, n_rows):
+        """Memory for some rows."""
+        return torch.empty((n_rows, self.shape[1]), dtype=self.dtype, device=self.device)
 
     def _step(self):
         return min(max(1, self._block_entries() // self.shape[1]), self.shape[0])

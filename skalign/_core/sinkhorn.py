@@ -15,6 +15,7 @@ until it is the wanted one.
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -38,7 +39,7 @@ _MODEL_ITER = 100  # iterations on a model before it is compared with the plan
 _ROOM = {"cpu": 1 << 23, "cuda": 1 << 26}  # entries kept of whole rows if the affinity is not stored
 _LARGE_ENTRIES = 5 << 20  # large entries kept of a plan, beside 16 for each row and column
 _BITS = (40, 32, 24, 20, 16, 12)  # an entry is large above 2^-bits of its row; the most bits that fit are taken
-_FEW = 0.1  # share of entries above which a product with the large ones saves little
+_FEW = 0.09  # share of entries above which a product with the large ones saves little
 _SMALL = 1 << 20  # entries of a kept plan below which iterations on it are as quick as on its large entries
 _WAIT = 100  # iterations on a small plan before its large entries are asked: a hard one has not been solved by then
 _LOST = 0.05  # mass that the large entries may leave out
@@ -76,7 +77,7 @@ class SinkhornResult:
     @property
     def plan(self):
         """Transport plan P, shape (n, m), in the type of the affinity; computed anew at each reading."""
-        P = torch.empty(self.affinity.shape, dtype=self.affinity.dtype, device=self.affinity.device)
+        P = self.affinity.empty(self.affinity.shape[0])
         with torch.no_grad(), full_precision(P.device):
             for rows in self.affinity.row_blocks():
                 self.log2_plan(rows, out=P[rows]).clamp_(min=FLOOR).exp2_()
@@ -219,7 +220,7 @@ class _Search:
 
     def after(self, state, model):
         """The psi after a state; on the way back to the state before if this one is much worse."""
-        memory, part = self.memory, model.part
+        memory = self.memory
         move = self.b.log2() - state.column_sums.log2()
         if memory.is_astray(state.error, state.dual, self._tamed(state.psi + move)):
             self.share /= 4
@@ -228,7 +229,8 @@ class _Search:
             self.useful_below, self.memory = memory.error / 2, _Memory(memory.safe_psi)
             return memory.safe_psi
         self.n_states += 1
-        is_asked = part is not None and self.n_states > model.wait and self._is_useful(state.error, part)
+        part = model.part if self.n_states > model.wait else None
+        is_asked = part is not None and self._is_useful(state.error, part)
         if is_asked:
             move = _solve_columns(model.asked(), state, self.b, max(0.5 * self.tol, part.trust * state.error))
         if state.error < 0.5 and (not is_asked or part.is_sample):
@@ -336,33 +338,30 @@ def _new_model(affinity, block, former):
     n, m = affinity.shape
     on_cuda = affinity.device.type == "cuda"
     stride = 1 if affinity.is_stored else -(-n * m // _ROOM["cuda" if on_cuda else "cpu"])
-    large = None if on_cuda else _large_entries(affinity, block, former.part if former else None)
     if stride == 1:
-        return _WholePlan(affinity, large, former)
-    if large and not (former and former.lost > _LOST):
-        return large
-    return _SomeRows(affinity, stride, former)
+        return _WholePlan(affinity, former)
+    large = None if on_cuda or (former and former.lost > _LOST) else _large_entries(affinity, block, former)
+    return large or _SomeRows(affinity, stride, former)
 
 
-def _large_entries(affinity, block, former):
-    """A model of large entries if, by the first rows, they are few and have most of the mass; else None."""
+def _large_entries(affinity, block, former=None):
+    """A model of large entries if, by some rows, they are few and have most of the mass; else None."""
     n, m = affinity.shape
-    room = min(0.9 * _LargeEntries.room(affinity.shape), _FEW * n * m)
     some = block[:: 1 + len(block) // 16]
     for bits in _BITS:
         large = some.ge(2.0**-bits)
-        fits = float(large.float().mean()) * n * m <= room
+        fits = float(large.float().mean()) * n * m <= 0.9 * _LargeEntries.room(affinity.shape)
         if fits and 1 - float((some * large).sum()) / len(some) <= _LOST:
             return _LargeEntries(affinity, bits, former)
     return None
 
 
-def _take_memory(model, kind):
-    """The arrays of a model no longer needed if the next is of the same kind; else they are given up before it has its own."""
-    memory = model.memory if isinstance(model, kind) else None
-    if model:
-        model.memory = model.G = model.G_T = model.values = model.columns = None
-    return memory
+def _memory(former, kind, allocate):
+    """The arrays of the former model if the next is of its kind, for filling fresh ones takes twice as long; else new ones."""
+    memory = former.memory if isinstance(former, kind) else None
+    if former:  # what is of no use is given up first
+        former.memory = former.G = former.G_T = former.values = former.columns = None
+    return allocate() if memory is None else memory
 
 
 class _Model:
@@ -396,16 +395,19 @@ class _Model:
 class _WholePlan(_Model):
     """The whole plan, which is read in place of K as long as psi stays near, and its large entries if they are few."""
 
-    def __init__(self, affinity, large, former):
-        self.G = self.memory = _take_memory(former, _WholePlan)  # filling fresh memory takes twice as long
-        if self.G is None:
-            self.G = self.memory = torch.empty(affinity.shape, dtype=affinity.dtype, device=affinity.device)
-        self.large = large
+    def __init__(self, affinity, former):
+        self.affinity = affinity
+        self.G = self.memory = _memory(former, _WholePlan, lambda: affinity.empty(affinity.shape[0]))
         self.wait = _WAIT if self.G.numel() < _SMALL else 0
 
-    @property
+    @cached_property
     def part(self):
-        return self.large
+        """The large entries, taken from the plan the first time they are asked; None if they are many."""
+        large = None if self.G.is_cuda else _large_entries(self.affinity, self.G)
+        if large:
+            for rows in self.affinity.row_blocks():
+                large.keep(rows, self.G[rows])
+        return large
 
     def place(self, rows):
         return self.G[rows]
@@ -413,8 +415,6 @@ class _WholePlan(_Model):
     def keep(self, rows, block):
         if rows.start == 0:  # the block was computed before there was this model
             self.G[rows] = block
-        if self.large:
-            self.large.keep(rows, block)
 
     def close(self, a, state):
         self.base, self.last_read = state, (a, state)
@@ -435,8 +435,8 @@ class _WholePlan(_Model):
         return state
 
     def asked(self):
-        self.large.close(*self.last_read)
-        return self.large
+        self.part.close(*self.last_read)
+        return self.part
 
 
 class _SomeRows(_Model):
@@ -448,10 +448,7 @@ class _SomeRows(_Model):
 
     def __init__(self, affinity, stride, former):
         self.stride = stride
-        shape = -(-affinity.shape[0] // stride), affinity.shape[1]
-        self.G = self.memory = _take_memory(former, _SomeRows)
-        if self.G is None:
-            self.G = self.memory = torch.empty(shape, dtype=affinity.dtype, device=affinity.device)
+        self.G = self.memory = _memory(former, _SomeRows, lambda: affinity.empty(-(-affinity.shape[0] // stride)))
 
     def keep(self, rows, block):
         first = -rows.start % self.stride
@@ -486,15 +483,14 @@ class _LargeEntries(_Model):
     def __init__(self, affinity, bits, former):
         self.shape, self.bits, room = affinity.shape, bits, self.room(affinity.shape)
         self.dtype = np.float32 if affinity.dtype == torch.float32 else np.float64
-        memory = _take_memory(former, _LargeEntries)
-        self.memory = memory or [np.empty(room, dtype=self.dtype), np.empty(room, dtype=np.int32)]
+        self.memory = _memory(former, _LargeEntries, lambda: (np.empty(room, self.dtype), np.empty(room, np.int32)))
         self.values, self.columns = self.memory
         self.counts, self.size = np.zeros(self.shape[0], dtype=np.int64), 0
 
     @staticmethod
     def room(shape):
         """How many entries are kept at most."""
-        return _LARGE_ENTRIES + 16 * sum(shape)
+        return min(_LARGE_ENTRIES + 16 * sum(shape), math.ceil(_FEW * math.prod(shape)))
 
     @property
     def reach(self):
@@ -525,15 +521,13 @@ class _LargeEntries(_Model):
 
     def close(self, a, state, v=None, row_sums=None):
         """Take the plan of a state: that of the sweep, or one at ``v = 2^move`` from there, whose rows sum to `row_sums`."""
-        values, columns = self.values[: self.size], self.columns[: self.size]
-        if v is not None:
-            values = values * v.numpy().astype(self.dtype)[columns]
-            values /= np.repeat(row_sums.numpy().astype(self.dtype), self.counts)
         starts = np.concatenate([[0], np.cumsum(self.counts)])
-        self.G = csr_array((values, columns, starts), shape=self.shape)
+        self.G = csr_array((self.values[: self.size], self.columns[: self.size], starts), shape=self.shape)
         self.G_T, self.a = self.G.T, a
-        self.row_rest = (1 - self._times(self.G, torch.ones_like(state.psi))).clamp_(min=0)
-        self.column_rest = (state.column_sums - self._times(self.G_T, a)).clamp_(min=0)
+        self.v = torch.ones_like(state.psi) if v is None else v
+        self.scale = torch.ones_like(a) if row_sums is None else 1 / row_sums
+        self.row_rest = (1 - self._large_row_sums(torch.ones_like(self.v))).clamp_(min=0)
+        self.column_rest = (state.column_sums - self._large_column_sums(a)).clamp_(min=0)
         self.lost = float(self.row_rest.mean())
         self.row_rest /= max(float(a @ self.row_rest), 1e-30) ** 0.5
         self.column_rest /= max(float(self.column_rest.sum()), 1e-30) ** 0.5
@@ -543,10 +537,16 @@ class _LargeEntries(_Model):
         return b
 
     def row_sums(self, v):
-        return self._times(self.G, v) + self.row_rest * (self.column_rest @ v)
+        return self._large_row_sums(v) + self.row_rest * (self.column_rest @ v)
 
     def column_sums(self, u):
-        return self._times(self.G_T, u) + self.column_rest * (self.row_rest @ u)
+        return self._large_column_sums(u) + self.column_rest * (self.row_rest @ u)
+
+    def _large_row_sums(self, v):
+        return self.scale * self._times(self.G, self.v * v)
+
+    def _large_column_sums(self, u):
+        return self.v * self._times(self.G_T, self.scale * u)
 
     def _times(self, G, vector):
         return torch.from_numpy(G @ vector.numpy().astype(self.dtype)).to(vector.dtype)

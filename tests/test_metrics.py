@@ -187,7 +187,7 @@ def test_gallery_is_every_row_and_queries_are_the_rows_named():
 
 @pytest.mark.parametrize("metric", EVERY)
 def test_containers_agree(views, metric):
-    pd, torch = pytest.importorskip("pandas"), pytest.importorskip("torch")
+    pd, torch = pytest.importorskip("pandas", reason="needs pandas"), pytest.importorskip("torch", reason="needs torch")
     F, G, pairs = views
     desired = metric(F, G, pairs)
     for convert in (

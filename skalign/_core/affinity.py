@@ -11,6 +11,7 @@ import torch
 
 _STORED_BLOCK = 1 << 18  # entries treated at a time: 1 MiB of float32 stays in cache
 _FACTORED_BLOCK = 1 << 20  # wider, for the matrix product to be worth its start
+_DEVICE_BLOCK = 1 << 26  # on a GPU, where every operation has a start to pay and there is no such cache
 
 
 def check_matrix(K):
@@ -75,7 +76,8 @@ class _Affinity:
         return torch.empty((n_rows, self.shape[1]), dtype=self.dtype, device=self.device)
 
     def _step(self):
-        return min(max(1, self._block_entries() // self.shape[1]), self.shape[0])
+        entries = self._block_entries() if self.device.type == "cpu" else _DEVICE_BLOCK
+        return min(max(1, entries // self.shape[1]), self.shape[0])
 
 
 class StoredAffinity(_Affinity):

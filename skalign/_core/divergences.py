@@ -4,7 +4,7 @@ from .klot import klot, klot_from_features
 from .losses import cka, info_nce
 
 DIVERGENCES = ("klot", "info_nce", "cka")
-_DENSE_ENTRIES = 1 << 26  # n * m up to which KLOT holds its matrices: up to 3 times as fast, in 5 of 268 MB
+_DENSE_ENTRIES = 1 << 26  # n * m up to which KLOT holds its matrices: up to 3 times as fast, in 3 to 4 of 268 MB
 
 
 class Divergence:

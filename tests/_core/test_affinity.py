@@ -34,6 +34,12 @@ def test_blocks_make_the_matrix(both, rng, block, monkeypatch):
         assert max(len(rows) for rows in found) <= max(1, block // 11)
 
 
+def test_blocks_are_large_on_a_device_without_such_caches():
+    F = torch.empty(1 << 14, 3, device="meta")
+    for kind in (FactoredAffinity(F, F), StoredAffinity(torch.empty(1 << 14, 1 << 14, device="meta"))):
+        assert [rows.stop - rows.start for rows in kind.row_blocks()] == 4 * [1 << 12]
+
+
 def test_transposing_and_selecting_commute_with_forming_the_matrix(both):
     K = both[0].K
     rows, columns = torch.tensor([True, False] * 3 + [True]), slice(None, None, 4)

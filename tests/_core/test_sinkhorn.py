@@ -335,9 +335,9 @@ def features(rng, n=29, m=41, d=5):
 
 MODELS = {  # of a plan whose affinity is not stored: what fits is kept
     "whole": {},
-    "whole, large entries": {"_WAIT": 0, "_LOST": 1.0, "_FEW": 1.0},
+    "whole, large entries": {"_WAIT": 0, "_LOST": 1.0, "_FEW": 2.0},
     "some rows": {"_ROOM": {"cpu": 400}, "_LOST": -1.0},
-    "large entries": {"_ROOM": {"cpu": 400}, "_LOST": 1.0, "_FEW": 1.0},
+    "large entries": {"_ROOM": {"cpu": 400}, "_LOST": 1.0, "_FEW": 2.0},
 }
 
 

@@ -160,7 +160,7 @@ def test_shipped_folder_is_one_that_load_embeddings_reads(raw):
 
 
 def test_thumbnail_is_the_tile_of_the_sprite():
-    image = pytest.importorskip("PIL.Image")
+    image = pytest.importorskip("PIL.Image", reason="needs Pillow")
     thumbnails = load_emoji_thumbnails()
     assert thumbnails.shape == (1870, 36, 36, 3)
     assert thumbnails.dtype == np.uint8
@@ -173,7 +173,7 @@ def test_thumbnail_is_the_tile_of_the_sprite():
 
 def test_thumbnails_show_the_emoji_they_are_numbered_by(raw):
     """Planted truth by eye: hearts of one colour are mostly of that colour."""
-    pytest.importorskip("PIL")
+    pytest.importorskip("PIL", reason="needs Pillow")
     thumbnails = load_emoji_thumbnails().astype(float)
     for colour, channel in (("red", 0), ("green", 1), ("blue", 2)):
         (row,) = np.flatnonzero(raw["caption"] == f"{colour} heart")
@@ -182,7 +182,7 @@ def test_thumbnails_show_the_emoji_they_are_numbered_by(raw):
 
 
 def test_every_thumbnail_shows_something():
-    pytest.importorskip("PIL")
+    pytest.importorskip("PIL", reason="needs Pillow")
     darkest = load_emoji_thumbnails().reshape(1870, -1).min(axis=1)
     assert (darkest < 255).all()
 

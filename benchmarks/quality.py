@@ -25,6 +25,7 @@ import numpy as np
 
 import skalign
 from skalign import CCATeacher, ContrastiveTeacher, ProcrustesTeacher, SOTAlign
+from skalign.baselines import ASIF, CSA, RelativeRepresentation
 from skalign.datasets import load_embeddings
 from skalign.metrics import retrieval_report
 
@@ -34,6 +35,9 @@ METHODS = {  # name: (estimator, grid tuned on the validation set)
     "CCA, paper": (CCATeacher, {"reg": [0.1], "power": [0.0]}),
     "CCA, reg auto": (CCATeacher, {}),
     "CCA, tuned": (CCATeacher, {"reg": [3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1], "power": [0.25, 0.5, 1.0]}),
+    "CSA, tuned": (CSA, {"reg": [0.0, 3e-3, 1e-2, 3e-2, 1e-1], "n_components": [32, 64, 128, None]}),
+    "Relative, tuned": (RelativeRepresentation, {"center": [None, "pairs", "all"]}),
+    "ASIF, tuned": (ASIF, {"n_neighbors": [10, 30, 100, 800], "power": [1, 2, 4, 8], "center": [None, "pairs", "all"]}),
     "SAIL, tuned": (ContrastiveTeacher, {"learning_rate": [3e-4, 1e-3, 3e-3], "max_iter": [50, 100, 300]}),
     "SOTAlign": (SOTAlign, {}),
 }

@@ -4,7 +4,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # for editors and type checkers, which do not run __getattr__
-    from . import datasets, losses, metrics
+    from . import baselines, datasets, losses, metrics
     from ._show_versions import show_versions
     from ._sotalign import SOTAlign, SOTAlignTransformer
     from ._teachers import CCATeacher, ProcrustesTeacher
@@ -20,7 +20,7 @@ _HOMES = {
     "SOTAlignTransformer": "_sotalign",
     "show_versions": "_show_versions",
 }
-_SUBPACKAGES = ("datasets", "losses", "metrics")
+_SUBPACKAGES = ("baselines", "datasets", "losses", "metrics")
 
 __all__ = [
     "CCATeacher",
@@ -28,6 +28,7 @@ __all__ = [
     "ProcrustesTeacher",
     "SOTAlign",
     "SOTAlignTransformer",
+    "baselines",
     "datasets",
     "losses",
     "metrics",

@@ -22,7 +22,7 @@ _RANKINGS = 1000  # held-out pairs to rank at least: fewer pairs are dealt into 
 _MANY = 1000  # pairs from which on the linear algebra of the cross-validation is worth more than one thread
 
 
-class _LinearTeacher(BaseAligner):
+class LinearTeacher(BaseAligner):
     """A closed-form teacher: centre the pairs, solve, keep two matrices."""
 
     _parameter_constraints: dict = {
@@ -109,7 +109,7 @@ class _LinearTeacher(BaseAligner):
         return normalize_rows(self._prepared_y(Y) @ self.y_coef_.astype(Y.dtype))
 
 
-class ProcrustesTeacher(_LinearTeacher):
+class ProcrustesTeacher(LinearTeacher):
     r"""Two-sided orthogonal Procrustes between two views of any widths.
 
     With the centred, normalised pairs A (p, d_x) and B (p, d_y),
@@ -168,7 +168,7 @@ class ProcrustesTeacher(_LinearTeacher):
         return procrustes(A, B, self.n_components)
 
 
-class CCATeacher(_LinearTeacher):
+class CCATeacher(LinearTeacher):
     r"""Ridge canonical correlation analysis in closed form.
 
     With the centred, normalised pairs A (p, d_x) and B (p, d_y), :math:`S_{xx} = A^T A / (p - 1) + \lambda_x I`,
@@ -234,7 +234,7 @@ class CCATeacher(_LinearTeacher):
     """
 
     _parameter_constraints: dict = {
-        **_LinearTeacher._parameter_constraints,
+        **LinearTeacher._parameter_constraints,
         "reg": [Interval(Real, 0, None, closed="left"), StrOptions({"auto"})],
         "power": [Interval(Real, 0, None, closed="left")],
         "cv": [Interval(Integral, 2, None, closed="left")],

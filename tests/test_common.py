@@ -13,6 +13,7 @@ from sklearn.base import clone
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from skalign import CCATeacher, ContrastiveTeacher, ProcrustesTeacher, SOTAlign, SOTAlignTransformer
+from skalign.baselines import ASIF, CSA, RelativeRepresentation
 from skalign.datasets import make_two_views
 
 _SHORT = {"max_iter": 5, "random_state": 0}
@@ -22,6 +23,9 @@ ALIGNERS = [
     ContrastiveTeacher(**_SHORT),
     SOTAlignTransformer(**_SHORT),
     SOTAlign(**_SHORT),
+    RelativeRepresentation(),
+    ASIF(),
+    CSA(),
 ]
 
 

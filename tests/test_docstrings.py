@@ -5,13 +5,14 @@ import inspect
 import pytest
 
 import skalign
+import skalign.baselines
 import skalign.datasets
 import skalign.losses
 import skalign.metrics
 
 OBJECTS = {
     f"{module.__name__}.{name}": getattr(module, name)
-    for module in (skalign, skalign.losses, skalign.metrics, skalign.datasets)
+    for module in (skalign, skalign.baselines, skalign.losses, skalign.metrics, skalign.datasets)
     for name in module.__all__
     if not inspect.ismodule(getattr(module, name))
 }

@@ -12,9 +12,10 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 
 from ._base import BaseAligner, all_or_nothing
 from ._core.divergences import DIVERGENCES, Divergence
+from ._core.objectives import PairsAndTeacher
 from ._pairs import missing_rows
 from ._teachers import CCATeacher, ProcrustesTeacher
-from ._trained import ContrastiveTeacher, TrainedAligner
+from ._trained import ContrastiveTeacher, TrainedAligner, two
 
 _TEACHERS = {"cca": CCATeacher, "procrustes": ProcrustesTeacher, "contrastive": ContrastiveTeacher}
 _UNEVEN = 20  # ratio of the outer deciles of column deviations above which a view counts as features of mixed units
@@ -268,12 +269,11 @@ class SOTAlignTransformer(TrainedAligner):
             tol_teacher=self.sinkhorn_tol_teacher,
             max_iter=self.sinkhorn_max_iter,
         )
+        with_unpaired = {"teacher": fit_teacher, "batch_size_unpaired": two(self.batch_size_unpaired)}
         self._train(
             views,
-            teacher=fit_teacher,
-            divergence=divergence,
-            alpha=self.alpha,
-            batch_size_unpaired=_two(self.batch_size_unpaired),
+            lambda data: PairsAndTeacher(self.alpha, divergence),
+            **(with_unpaired if self.alpha > 0 else {}),
         )
         self.sinkhorn_error_ = divergence.worst_error
         self._warn_of_plans(divergence)
@@ -502,15 +502,3 @@ def _apply(transformer, rows):
     full = np.full((len(rows), present.shape[1]), np.nan, dtype=rows.dtype)
     full[~missing] = present
     return full
-
-
-def _two(sizes):
-    """One batch size for both views, or one each."""
-    if isinstance(sizes, Integral):
-        return int(sizes), int(sizes)
-    sizes = tuple(sizes)
-    if len(sizes) != 2 or not all(isinstance(size, Integral) and size >= 1 for size in sizes):
-        raise ValueError(
-            f"`batch_size_unpaired` must be an integer of at least 1, or two of them (for X, for Y), but it is {sizes}."
-        )
-    return int(sizes[0]), int(sizes[1])

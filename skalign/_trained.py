@@ -14,6 +14,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from ._arrays import resolve_device, to_tensor
 from ._base import BaseAligner, all_or_nothing, warn_zero_rows
 from ._core.heads import HEADS, build_head, start_from
+from ._core.objectives import PairsAndTeacher
 from ._core.rows import normalize_rows
 from ._core.training import OPTIMIZERS, TrainingViews, embed, train_heads, undisturbed
 from ._pairs import group_pairs
@@ -64,10 +65,11 @@ class TrainedAligner(BaseAligner):
         is_held = np.isin(groups, held)
         return views.pairs[~is_held], views.pairs[is_held]
 
-    def _train(self, views, *, teacher=None, divergence=None, alpha=0.0, batch_size_unpaired=(0, 0)):
+    def _train(self, views, objective, *, teacher=None, batch_size_unpaired=None):
         """Train both heads and store them as NumPy arrays.
 
-        ``teacher(pairs)`` fits the teacher on the training pairs and returns it; it is called only if alpha > 0.
+        ``objective(data)`` makes the objective for `TrainingViews`. ``teacher(pairs)`` fits the teacher, if there is one, on
+        the training pairs and returns it. Without `batch_size_unpaired` the unpaired rows are left out.
         """
         device = resolve_device(self.device)
         rng = check_random_state(self.random_state)
@@ -75,9 +77,9 @@ class TrainedAligner(BaseAligner):
         seed_x, seed_y, seed_batches = rng.randint(2**31 - 1, size=3).tolist()
         self._fit_means(views)
         self.head_ = self.head
-        if alpha == 0:
+        if teacher is None:
             warn_zero_rows(views)
-        fitted = teacher(pairs) if alpha > 0 else None
+        fitted = None if teacher is None else teacher(pairs)
         at_teacher = fitted is not None and self._starts_from(fitted)
         limit = min(self.n_features_in_, self.n_features_in_y_, _MAX_DIMENSION)
         self.n_components_ = self.n_components or (fitted.n_components_ if at_teacher else limit)
@@ -97,13 +99,13 @@ class TrainedAligner(BaseAligner):
         X, Y = views.X_unpaired, views.Y_unpaired
         held = None if held_out is None else _held_out(views, held_out, X, Y, tensor_x, tensor_y)
         unpaired = {}
-        if alpha > 0:
+        if batch_size_unpaired is not None:
             # a view without unpaired rows lends its paired ones, so that the other view's still count
             X = X if len(X) else views.X[np.unique(pairs[:, 0])]
             Y = Y if len(Y) else views.Y[np.unique(pairs[:, 1])]
-            unpaired = {
-                "X": tensor_x(X),
-                "Y": tensor_y(Y),
+            unpaired = {"X": tensor_x(X), "Y": tensor_y(Y)}
+        if fitted is not None:
+            unpaired |= {
                 "F_teacher": to_tensor(normalize_rows(fitted.transform(X)), device, torch.float32),
                 "G_teacher": to_tensor(normalize_rows(fitted.transform_y(Y)), device, torch.float32),
             }
@@ -122,8 +124,7 @@ class TrainedAligner(BaseAligner):
                 head_x,
                 head_y,
                 data,
-                alpha=alpha,
-                divergence=divergence,
+                objective(data),
                 batch_size=self.batch_size,
                 batch_size_unpaired=batch_size_unpaired,
                 optimizer=optimizer,
@@ -332,7 +333,7 @@ class ContrastiveTeacher(TrainedAligner):
         ValueError
             If a view is not finite, the pairs are not legal, or the device is not there.
         """
-        self._train(self._judge(X, Y, paired_idx, X_unpaired, Y_unpaired))
+        self._train(self._judge(X, Y, paired_idx, X_unpaired, Y_unpaired), lambda data: PairsAndTeacher())
         return self
 
 
@@ -343,6 +344,18 @@ def _held_out(views, held_out, X, Y, tensor_x, tensor_y):
     X_seen = tensor_x(np.concatenate([views.X[x_rows], X[:_DISTRACTORS]]))
     Y_seen = tensor_y(np.concatenate([views.Y[y_rows], Y[:_DISTRACTORS]]))
     return X_seen, Y_seen, np.column_stack([x_of, y_of])
+
+
+def two(sizes):
+    """One batch size for both views, or one each."""
+    if isinstance(sizes, Integral):
+        return int(sizes), int(sizes)
+    sizes = tuple(sizes)
+    if len(sizes) != 2 or not all(isinstance(size, Integral) and size >= 1 for size in sizes):
+        raise ValueError(
+            f"`batch_size_unpaired` must be an integer of at least 1, or two of them (for X, for Y), but it is {sizes}."
+        )
+    return int(sizes[0]), int(sizes[1])
 
 
 def _to_arrays(head):

@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
 from .affinity import full_precision
 from .lion import Lion
-from .losses import siglip
+from .objectives import Batch
 from .ranks import recalls
 
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "lion": Lion}
@@ -40,7 +40,7 @@ class TrainingViews:
 class TrainingRecord:
     """What happened: curves per step (validation per look), and how the training ended."""
 
-    curves: dict = field(default_factory=lambda: {"loss": [], "siglip": [], "divergence": []})
+    curves: dict = field(default_factory=dict)
     n_iter: int = 0
     best_iter: int | None = None
     ended: str = "completed"  # or "stopped early", "interrupted", "diverged"
@@ -50,9 +50,8 @@ def train_heads(
     head_x,
     head_y,
     views,
+    objective,
     *,
-    alpha: float,
-    divergence: Callable | None,
     batch_size: int,
     batch_size_unpaired: tuple[int, int],
     optimizer: type,
@@ -65,41 +64,34 @@ def train_heads(
     seed: int,
     report: Callable,
 ) -> TrainingRecord:
-    r"""Minimise ``SigLIP(pairs) + alpha * divergence(unpaired batch)`` over both heads, in place.
+    """Minimise an objective over both heads, in place.
 
-    ``divergence(F, G, F_teacher, G_teacher, same_rows)`` takes unit rows, and whether they are those of the step before,
-    and returns a scalar. ``report(record)`` is called after every step. Whatever ends the training, the heads are left in
-    their best state: the best on held-out pairs if there are any, else the last complete step.
+    ``report(record)`` is called after every step. Whatever ends the training, the heads are left in their best state: the
+    best on held-out pairs if there are any, else the last complete step.
     """
     device = views.A.device
-    record = TrainingRecord()
+    record = TrainingRecord({name: [] for name in objective.terms})
     kept = _snapshot(head_x, head_y)
+
+    def embed_x(rows):
+        return unit_rows(head_x(rows))
+
+    def embed_y(rows):
+        return unit_rows(head_y(rows))
+
     best_recall, best = -math.inf, None
     try:
-        log_scale = torch.nn.Parameter(torch.tensor(math.log(20.0), dtype=torch.float32, device=device))
-        bias = torch.nn.Parameter(torch.tensor(-10.0, dtype=torch.float32, device=device))
-        parameters = [*head_x.parameters(), *head_y.parameters(), log_scale, bias]
+        parameters = [*head_x.parameters(), *head_y.parameters(), *objective.to(device).parameters()]
         stepper = optimizer(parameters, lr=learning_rate, weight_decay=weight_decay)
         schedule = _warm_cosine(stepper, warmup, max_iter)
         generator = torch.Generator().manual_seed(seed)
-        draw_pairs = _Sampler(len(views.A), batch_size, generator, device)
-        if alpha > 0:
-            draw_x = _Sampler(len(views.X), batch_size_unpaired[0], generator, device)
-            draw_y = _Sampler(len(views.Y), batch_size_unpaired[1], generator, device)
+        draw = _batches(views, objective.takes_unpaired, batch_size, batch_size_unpaired, generator)
         if views.held_out is not None:
             best_recall, best, record.best_iter = _held_out_recall(head_x, head_y, views.held_out), kept, 0
             record.curves["validation"] = [best_recall]
         while record.n_iter < max_iter:
-            rows = draw_pairs()
-            K = unit_rows(head_x(views.A[rows])) @ unit_rows(head_y(views.B[rows])).T  # (n, n)
-            supervised = siglip(K, _matches(views.pairs[rows]), log_scale.exp(), bias)
-            regulariser = torch.zeros((), device=device)
-            if alpha > 0:
-                i, j = draw_x(), draw_y()
-                F, G = unit_rows(head_x(views.X[i])), unit_rows(head_y(views.Y[j]))
-                same_rows = draw_x.takes_all and draw_y.takes_all
-                regulariser = divergence(F, G, views.F_teacher[i], views.G_teacher[j], same_rows)
-            loss = supervised + alpha * regulariser
+            terms = objective(embed_x, embed_y, draw())
+            loss = terms["loss"]
             stepper.zero_grad()
             loss.backward()
             stepper.step()
@@ -110,7 +102,7 @@ def train_heads(
                 break
             kept = _snapshot(head_x, head_y)
             record.n_iter += 1
-            for name, value in (("loss", loss), ("siglip", supervised), ("divergence", regulariser)):
+            for name, value in terms.items():
                 record.curves[name].append(float(value.detach()))
             if views.held_out is not None and _time_to_look(record.n_iter, validation_interval, max_iter):
                 recall = _held_out_recall(head_x, head_y, views.held_out)
@@ -171,6 +163,27 @@ class _Sampler:
             self.order = torch.randperm(self.n_rows, generator=self.generator)
         batch, self.order = self.order[: self.batch_size], self.order[self.batch_size :]
         return batch.to(self.device)
+
+
+def _batches(views, takes_unpaired, batch_size, batch_size_unpaired, generator):
+    """A function that draws the next `Batch`."""
+    device = views.A.device
+    draw_pairs = _Sampler(len(views.A), batch_size, generator, device)
+    if takes_unpaired:
+        draw_x = _Sampler(len(views.X), batch_size_unpaired[0], generator, device)
+        draw_y = _Sampler(len(views.Y), batch_size_unpaired[1], generator, device)
+
+    def draw():
+        at = draw_pairs()
+        unpaired = {}
+        if takes_unpaired:
+            i, j = draw_x(), draw_y()
+            unpaired = {"X": views.X[i], "Y": views.Y[j], "same_rows": draw_x.takes_all and draw_y.takes_all}
+            if views.F_teacher is not None:
+                unpaired |= {"F_teacher": views.F_teacher[i], "G_teacher": views.G_teacher[j]}
+        return Batch(A=views.A[at], B=views.B[at], matches=_matches(views.pairs[at]), at=at, **unpaired)
+
+    return draw
 
 
 def _matches(pairs):

@@ -16,6 +16,7 @@ from skalign._core.divergences import Divergence
 from skalign._core.heads import build_head
 from skalign._core.lion import Lion
 from skalign._core.losses import siglip
+from skalign._core.objectives import PairsAndTeacher
 from skalign._core.training import TrainingViews, embed, train_heads, unit_rows
 
 CPU = torch.device("cpu")
@@ -60,10 +61,9 @@ def klot():
     return Divergence("klot", 0.1, 0.1, tol=1e-4, tol_teacher=1e-4, max_iter=100)
 
 
-def trained(views, *, pair=None, divergence=None, **changes):
+def trained(views, *, pair=None, alpha=0.0, divergence=None, **changes):
     """Heads trained on the views, with the record and their state after every step (state 0 is the start)."""
     options = {
-        "alpha": 0.0,
         "batch_size": 9,
         "batch_size_unpaired": (17, 19),
         "optimizer": torch.optim.AdamW,
@@ -83,7 +83,7 @@ def trained(views, *, pair=None, divergence=None, **changes):
         states.append(state(pair))
         options["report"](record)
 
-    record = train_heads(*pair, views, divergence=divergence, **options | {"report": report})
+    record = train_heads(*pair, views, PairsAndTeacher(alpha, divergence), **options | {"report": report})
     return SimpleNamespace(heads=pair, record=record, states=states)
 
 

@@ -25,11 +25,12 @@ import numpy as np
 
 import skalign
 from skalign import CCATeacher, ContrastiveTeacher, ProcrustesTeacher, SOTAlign
-from skalign.baselines import ASIF, CSA, RelativeRepresentation
+from skalign.baselines import ASIF, CSA, NNCLR, SAIL, SCLIP, STRUCTURE, RelativeRepresentation
 from skalign.datasets import load_embeddings
 from skalign.metrics import retrieval_report
 
 N_VALIDATION = 500
+RATES = [3e-4, 1e-3, 3e-3]
 METHODS = {  # name: (estimator, grid tuned on the validation set)
     "Procrustes": (ProcrustesTeacher, {"n_components": [32, 64, 128, None]}),
     "CCA, paper": (CCATeacher, {"reg": [0.1], "power": [0.0]}),
@@ -38,7 +39,11 @@ METHODS = {  # name: (estimator, grid tuned on the validation set)
     "CSA, tuned": (CSA, {"reg": [0.0, 3e-3, 1e-2, 3e-2, 1e-1], "n_components": [32, 64, 128, None]}),
     "Relative, tuned": (RelativeRepresentation, {"center": [None, "pairs", "all"]}),
     "ASIF, tuned": (ASIF, {"n_neighbors": [10, 30, 100, 800], "power": [1, 2, 4, 8], "center": [None, "pairs", "all"]}),
-    "SAIL, tuned": (ContrastiveTeacher, {"learning_rate": [3e-4, 1e-3, 3e-3], "max_iter": [50, 100, 300]}),
+    "SAIL, tuned": (ContrastiveTeacher, {"learning_rate": RATES, "max_iter": [50, 100, 300]}),
+    "SAIL semi, tuned": (SAIL, {"negatives": ["all"], "learning_rate": RATES, "max_iter": [50, 100, 300]}),
+    "STRUCTURE, tuned": (STRUCTURE, {"learning_rate": RATES, "weight": [1, 10, 100]}),
+    "NNCLR, tuned": (NNCLR, {"learning_rate": RATES, "n_neighbors": [1, 5, 10]}),
+    "S-CLIP, tuned": (SCLIP, {"learning_rate": RATES, "weight_x": [0.1, 1], "weight_y": [0.1, 1]}),
     "SOTAlign": (SOTAlign, {}),
 }
 COLUMNS = [f"{way}_r{k}" for way in ("x_to_y", "y_to_x") for k in (1, 5, 10)]

@@ -100,9 +100,10 @@ class TrainedAligner(BaseAligner):
         held = None if held_out is None else _held_out(views, held_out, X, Y, tensor_x, tensor_y)
         unpaired = {}
         if batch_size_unpaired is not None:
-            # a view without unpaired rows lends its paired ones, so that the other view's still count
-            X = X if len(X) else views.X[np.unique(pairs[:, 0])]
-            Y = Y if len(Y) else views.Y[np.unique(pairs[:, 1])]
+            if fitted is not None:
+                # a view without unpaired rows lends its paired ones, so that the other view's still count
+                X = X if len(X) else views.X[np.unique(pairs[:, 0])]
+                Y = Y if len(Y) else views.Y[np.unique(pairs[:, 1])]
             unpaired = {"X": tensor_x(X), "Y": tensor_y(Y)}
         if fitted is not None:
             unpaired |= {

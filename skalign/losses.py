@@ -206,7 +206,7 @@ def klot_from_features(
     >>> from skalign.losses import klot_from_features
     >>> F, G = torch.eye(3, requires_grad=True), torch.eye(3)
     >>> value = klot_from_features(F, G, torch.eye(3), torch.eye(3), epsilon=0.1, epsilon_teacher=0.1)
-    >>> abs(round(float(value), 6))
+    >>> abs(round(float(value.detach()), 6))
     0.0
     """
     return _klot_from_features(F, G, F_teacher, G_teacher, epsilon, epsilon_teacher, a, b, tol=tol, max_iter=max_iter)[

@@ -1,0 +1,237 @@
+"""What the heads are trained for: SAIL, SOTAlign and their rivals, as modules. Knows torch, knows nothing of estimators.
+
+An objective is called with both embeddings, ``embed_x(rows)`` and ``embed_y(rows)`` that return unit rows, and a `Batch`.
+It returns its `terms` by name; "loss" is what is minimised, the others are what it is made of. Its own parameters are
+trained along.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn.functional import normalize, one_hot, pad
+
+from .losses import siglip
+from .sinkhorn import sinkhorn
+
+_BLOCK = 1024  # rows whose neighbours are looked for at a time
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of one training step.
+
+    A, B : (n, d_x), (n, d_y) pairs, row by row; `matches` (n, n) says which rows of A belong to which of B; `at` says where
+    they stand among all pairs. X, Y : (u_x, d_x), (u_y, d_y) unpaired rows, None if the objective takes none; F_teacher,
+    G_teacher their rows of the teacher; `same_rows` says that they are those of the step before.
+    """
+
+    A: torch.Tensor
+    B: torch.Tensor
+    matches: torch.Tensor
+    at: torch.Tensor | slice
+    X: torch.Tensor | None = None
+    Y: torch.Tensor | None = None
+    F_teacher: torch.Tensor | None = None
+    G_teacher: torch.Tensor | None = None
+    same_rows: bool = False
+
+
+class _SigLIP(nn.Module):
+    """The sigmoid loss with its learned scale and bias."""
+
+    def __init__(self):
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.tensor(math.log(20.0), dtype=torch.float32))
+        self.bias = nn.Parameter(torch.tensor(-10.0, dtype=torch.float32))
+
+    def forward(self, K, matches):
+        return siglip(K, matches, self.log_scale.exp(), self.bias)
+
+
+class PairsAndTeacher(nn.Module):
+    """``SigLIP(pairs) + alpha * divergence(unpaired batch)`` (SOTAlign, eq. 5); with alpha 0 it is supervised SAIL.
+
+    ``divergence(F, G, F_teacher, G_teacher, same_rows)`` takes unit rows and returns a scalar.
+    """
+
+    terms = ("loss", "siglip", "divergence")
+
+    def __init__(self, alpha: float = 0.0, divergence: Callable | None = None):
+        super().__init__()
+        self.siglip, self.alpha, self.divergence = _SigLIP(), alpha, divergence
+
+    @property
+    def takes_unpaired(self):
+        return self.alpha > 0
+
+    def forward(self, embed_x, embed_y, batch):
+        supervised = self.siglip(embed_x(batch.A) @ embed_y(batch.B).T, batch.matches)
+        regulariser = torch.zeros((), device=supervised.device)
+        if self.takes_unpaired:
+            F, G = embed_x(batch.X), embed_y(batch.Y)
+            regulariser = self.divergence(F, G, batch.F_teacher, batch.G_teacher, batch.same_rows)
+        loss = supervised + self.alpha * regulariser
+        return {"loss": loss, "siglip": supervised, "divergence": regulariser}
+
+
+class PairsAgainstAll(nn.Module):
+    """SigLIP in which the unpaired rows are further negatives: semi-supervised SAIL."""
+
+    terms = ("loss",)
+    takes_unpaired = True
+
+    def __init__(self):
+        super().__init__()
+        self.siglip = _SigLIP()
+
+    def forward(self, embed_x, embed_y, batch):
+        F, G = embed_x(torch.cat([batch.A, batch.X])), embed_y(torch.cat([batch.B, batch.Y]))
+        n = len(batch.A)
+        x_to_y = self.siglip(F[:n] @ G.T, _padded(batch.matches, len(G)))
+        y_to_x = self.siglip(G[:n] @ F.T, _padded(batch.matches.T, len(F)))
+        return {"loss": (x_to_y + y_to_x) / 2}
+
+
+class PairsAndStructure(nn.Module):
+    """``InfoNCE(pairs) + weight * R``: what is near in a view is to stay near in the shared space (STRUCTURE).
+
+    R is the mean over both views of the divergence between the row-wise softmaxes of the similarities before and after,
+    each of the first `levels` powers of which, level l with weight 1 / l, is a neighbourhood of l steps.
+    """
+
+    terms = ("loss", "info_nce", "structure")
+    takes_unpaired = True
+
+    def __init__(self, weight: float, levels: int, temperature: float):
+        super().__init__()
+        self.weight, self.levels, self.temperature = weight, levels, temperature
+
+    def forward(self, embed_x, embed_y, batch):
+        n = len(batch.A)
+        rows_x, rows_y = torch.cat([batch.A, batch.X]), torch.cat([batch.B, batch.Y])
+        F, G = embed_x(rows_x), embed_y(rows_y)
+        supervised = _contrast(F[:n] @ G[:n].T / self.temperature, batch.matches)
+        structure = (self._change(rows_x, F) + self._change(rows_y, G)) / 2
+        return {"loss": supervised + self.weight * structure, "info_nce": supervised, "structure": structure}
+
+    def _change(self, before, after):
+        Q, P = self._neighbourhoods(before), self._neighbourhoods(after)
+        power_q, power_p, total = Q, P, 0.0
+        for level in range(1, self.levels + 1):
+            if level > 1:
+                power_q, power_p = power_q @ Q, power_p @ P
+            middle = (power_q + power_p) / 2
+            # from the mixture to its parts, as the authors' code has it, not the other way as in Jensen-Shannon
+            total = total + (_kl_rows(middle, power_q) + _kl_rows(middle, power_p)) / (2 * level)
+        return total / self.levels
+
+    def _neighbourhoods(self, Z):
+        Z = normalize(Z, dim=1)
+        Z = Z - Z.mean(dim=0)
+        return (Z @ Z.T / self.temperature).softmax(dim=1)
+
+
+class PairsAndNeighbours(nn.Module):
+    """``SigLIP(x, y) + weight_y SigLIP(x, y') + weight_x SigLIP(x', y)`` with random neighbours x' of x and y' of y (NNCLR)."""
+
+    terms = ("loss", "siglip")
+    takes_unpaired = False
+
+    def __init__(self, views, n_neighbors: int, weight_x: float, weight_y: float):
+        super().__init__()
+        self.siglip, self.weight_x, self.weight_y = _SigLIP(), weight_x, weight_y
+        self.pool_x, self.pool_y = torch.cat([views.A, views.X]), torch.cat([views.B, views.Y])
+        self.near_x, self.near_y = (
+            _nearest(views.A, self.pool_x, n_neighbors),
+            _nearest(views.B, self.pool_y, n_neighbors),
+        )
+
+    def forward(self, embed_x, embed_y, batch):
+        F, G = embed_x(batch.A), embed_y(batch.B)
+        loss = supervised = self.siglip(F @ G.T, batch.matches)
+        if self.weight_y:
+            loss = loss + self.weight_y * self.siglip(
+                F @ embed_y(self._one_of(self.pool_y, self.near_y, batch)).T, batch.matches
+            )
+        if self.weight_x:
+            loss = loss + self.weight_x * self.siglip(
+                embed_x(self._one_of(self.pool_x, self.near_x, batch)) @ G.T, batch.matches
+            )
+        return {"loss": loss, "siglip": supervised}
+
+    @staticmethod
+    def _one_of(pool, near, batch):
+        near = near[batch.at]
+        choice = torch.randint(near.shape[1], (len(near), 1)).to(near.device)
+        return pool[near.gather(1, choice)[:, 0]]
+
+
+class PairsAndPseudoCaptions(nn.Module):
+    """InfoNCE on pairs, and unpaired rows that learn the partners of the paired rows they resemble (S-CLIP, captions).
+
+    An unpaired row u of X has a distribution over the paired rows of X, by transport ("ot"), softmax ("soft") or the nearest
+    alone ("hard"), of their cosines as given; its cross-entropy with the softmax of the cosines of f(u) and g(B) is added.
+    """
+
+    terms = ("loss", "info_nce", "pseudo")
+    takes_unpaired = True
+
+    def __init__(self, weight_x: float, weight_y: float, labels: str):
+        super().__init__()
+        self.weight_x, self.weight_y, self.labels = weight_x, weight_y, labels
+        self.log_scale = nn.Parameter(torch.tensor(math.log(20.0), dtype=torch.float32))
+
+    def forward(self, embed_x, embed_y, batch):
+        scale, F, G = self.log_scale.exp(), embed_x(batch.A), embed_y(batch.B)
+        supervised = _contrast(scale * (F @ G.T), batch.matches)
+        pseudo = torch.zeros((), device=F.device)
+        if self.weight_x and len(batch.X):
+            pseudo = pseudo + self.weight_x * self._soft(scale, batch.X, batch.A, embed_x(batch.X) @ G.T)
+        if self.weight_y and len(batch.Y):
+            pseudo = pseudo + self.weight_y * self._soft(scale, batch.Y, batch.B, embed_y(batch.Y) @ F.T)
+        return {"loss": supervised + pseudo, "info_nce": supervised, "pseudo": pseudo}
+
+    def _soft(self, scale, rows, paired, K):
+        with torch.no_grad():
+            labels = self._distribution(normalize(rows, dim=1) @ normalize(paired, dim=1).T, float(scale))
+        return -(labels * (scale * K).log_softmax(dim=1)).sum(dim=1).mean()
+
+    def _distribution(self, K, scale):
+        """Row by row, over the paired rows."""
+        if self.labels == "hard":
+            return one_hot(K.argmax(dim=1), K.shape[1]).to(K.dtype)
+        if self.labels == "soft":
+            return (scale * K).softmax(dim=1)
+        return sinkhorn(K, 1 / scale, tol=1e-3).plan * len(K)
+
+
+def _padded(matches, width):
+    """Matches of the first columns; the others match nothing."""
+    return pad(matches.float(), (0, width - matches.shape[1]))
+
+
+def _contrast(logits, matches):
+    """Symmetric InfoNCE; a row with several matches is to spread over them evenly."""
+    targets = matches.to(logits.dtype)
+    rows = (targets / targets.sum(dim=1, keepdim=True) * logits.log_softmax(dim=1)).sum(dim=1).mean()
+    columns = (targets / targets.sum(dim=0) * logits.log_softmax(dim=0)).sum(dim=0).mean()
+    return -(rows + columns) / 2
+
+
+def _kl_rows(P, Q):
+    """Mean over the rows of KL(P || Q)."""
+    tiny = torch.finfo(P.dtype).tiny
+    return (P * (P.clamp(min=tiny).log() - Q.clamp(min=tiny).log())).sum(dim=1).mean()
+
+
+def _nearest(rows, pool, n_neighbors):
+    """Nearest rows of the pool by cosine, the row itself and its copies left out, (n, k)."""
+    k = min(n_neighbors, max(len(pool) - 1, 1))
+    unit_pool, found = normalize(pool, dim=1), []
+    for block in rows.split(_BLOCK):
+        K = normalize(block, dim=1) @ unit_pool.T
+        found.append(K.masked_fill_(K > 1 - 1e-6, -1).topk(k, dim=1).indices)
+    return torch.cat(found)

@@ -22,6 +22,7 @@ class _TrainedRival(TrainedAligner):
     head, init, normalize, center = "linear", "random", True, "pairs"
     optimizer, warmup = "adamw", 0.1
     early_stopping, n_iter_no_change = False, 1
+    _uses_unpaired = True
 
     _parameter_constraints: dict = {
         name: TrainedAligner._parameter_constraints[name]
@@ -59,8 +60,6 @@ class _TrainedRival(TrainedAligner):
         views, sizes = self._judge(X, Y, paired_idx, X_unpaired, Y_unpaired), two(self.batch_size_unpaired)
         self._train(views, self._objective, batch_size_unpaired=sizes if self._uses_unpaired else None)
         return self
-
-    _uses_unpaired = True
 
 
 class SAIL(_TrainedRival):
@@ -288,8 +287,6 @@ class NNCLR(_TrainedRival):
         Training steps.
     batch_size : int, default=2048
         Pairs per step; all of them if there are fewer.
-    batch_size_unpaired : int or pair of int, default=1024
-        Not used: neighbours come from all unpaired rows.
     device : str or torch.device, default="auto"
         "auto" is CUDA if it is there, else the CPU.
     random_state : int, RandomState instance or None, default=None
@@ -326,6 +323,8 @@ class NNCLR(_TrainedRival):
     True
     """
 
+    batch_size_unpaired = 1  # no batches are drawn: neighbours come from all unpaired rows
+
     _parameter_constraints: dict = {
         **_TrainedRival._parameter_constraints,
         "n_neighbors": [Interval(Integral, 1, None, closed="left")],
@@ -344,7 +343,6 @@ class NNCLR(_TrainedRival):
         weight_decay=1e-5,
         max_iter=100,
         batch_size=2048,
-        batch_size_unpaired=1024,
         device="auto",
         random_state=None,
         verbose=0,
@@ -357,7 +355,6 @@ class NNCLR(_TrainedRival):
         self.weight_decay = weight_decay
         self.max_iter = max_iter
         self.batch_size = batch_size
-        self.batch_size_unpaired = batch_size_unpaired
         self.device = device
         self.random_state = random_state
         self.verbose = verbose

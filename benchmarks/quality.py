@@ -25,7 +25,7 @@ import numpy as np
 
 import skalign
 from skalign import CCATeacher, ContrastiveTeacher, ProcrustesTeacher, SOTAlign
-from skalign.baselines import ASIF, CSA, NNCLR, SAIL, SCLIP, STRUCTURE, RelativeRepresentation
+from skalign.baselines import ASIF, CSA, NNCLR, SAIL, SCLIP, STRUCTURE, SUE, RelativeRepresentation
 from skalign.datasets import load_embeddings
 from skalign.metrics import retrieval_report
 
@@ -44,6 +44,7 @@ METHODS = {  # name: (estimator, grid tuned on the validation set)
     "STRUCTURE, tuned": (STRUCTURE, {"learning_rate": RATES, "weight": [1, 10, 100]}),
     "NNCLR, tuned": (NNCLR, {"learning_rate": RATES, "n_neighbors": [1, 5, 10]}),
     "S-CLIP, tuned": (SCLIP, {"learning_rate": RATES, "weight_x": [0.1, 1], "weight_y": [0.1, 1]}),
+    "SUE, tuned": (SUE, {"n_components": [8, 30], "n_neighbors": [10, 30, 100], "normalize": [False, True]}),
     "SOTAlign": (SOTAlign, {}),
 }
 COLUMNS = [f"{way}_r{k}" for way in ("x_to_y", "y_to_x") for k in (1, 5, 10)]

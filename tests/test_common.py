@@ -13,7 +13,7 @@ from sklearn.base import clone
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from skalign import CCATeacher, ContrastiveTeacher, ProcrustesTeacher, SOTAlign, SOTAlignTransformer
-from skalign.baselines import ASIF, CSA, NNCLR, SAIL, SCLIP, STRUCTURE, RelativeRepresentation
+from skalign.baselines import ASIF, CSA, NNCLR, SAIL, SCLIP, STRUCTURE, SUE, RelativeRepresentation
 from skalign.datasets import make_two_views
 
 _SHORT = {"max_iter": 5, "random_state": 0}
@@ -30,6 +30,7 @@ ALIGNERS = [
     STRUCTURE(**_SHORT),
     NNCLR(**_SHORT),
     SCLIP(**_SHORT),
+    SUE(**_SHORT),
 ]
 
 

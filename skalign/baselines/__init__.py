@@ -6,6 +6,7 @@ Each docstring says what it is faithful to and where it departs. Linear teachers
 
 from ._anchors import ASIF, RelativeRepresentation
 from ._csa import CSA
+from ._sue import SUE
 from ._trained import NNCLR, SAIL, SCLIP, STRUCTURE
 
-__all__ = ["ASIF", "CSA", "NNCLR", "SAIL", "SCLIP", "STRUCTURE", "RelativeRepresentation"]
+__all__ = ["ASIF", "CSA", "NNCLR", "SAIL", "SCLIP", "STRUCTURE", "SUE", "RelativeRepresentation"]

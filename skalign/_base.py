@@ -275,8 +275,11 @@ def _query_weights(sample_weight, views):
     return weights
 
 
-def warn_zero_rows(views):
-    """Tell of paired rows that are zero throughout; to be called by what takes the pairs last, so that it is said once."""
+def warn_zero_rows(views, depth=0):
+    """Tell of paired rows that are zero throughout; to be called by what takes the pairs last, so that it is said once.
+
+    `depth` counts the functions between it and `fit`.
+    """
     for rows, name in ((views.X_pairs, "X"), (views.Y_pairs, "Y")):
         n_zero = np.count_nonzero(~rows.any(axis=1))
         if n_zero:
@@ -284,5 +287,5 @@ def warn_zero_rows(views):
                 f"{n_zero} of the {len(rows)} paired rows of {name} are zero throughout; they have no direction, and stand "
                 "at the origin before centring. Drop these pairs, or check the encoder.",
                 UserWarning,
-                stacklevel=5,  # past fit and its two decorators
+                stacklevel=5 + depth,  # past fit and its two decorators
             )

@@ -269,11 +269,12 @@ class SOTAlignTransformer(TrainedAligner):
             tol_teacher=self.sinkhorn_tol_teacher,
             max_iter=self.sinkhorn_max_iter,
         )
-        with_unpaired = {"teacher": fit_teacher, "batch_size_unpaired": two(self.batch_size_unpaired)}
         self._train(
             views,
             lambda data: PairsAndTeacher(self.alpha, divergence),
-            **(with_unpaired if self.alpha > 0 else {}),
+            teacher=fit_teacher if self.alpha > 0 else None,
+            with_unpaired=self.alpha > 0,
+            batch_size_unpaired=two(self.batch_size_unpaired),
         )
         self.sinkhorn_error_ = divergence.worst_error
         self._warn_of_plans(divergence)

@@ -25,6 +25,8 @@ _MANY = 1000  # pairs from which on the linear algebra of the cross-validation i
 class LinearTeacher(BaseAligner):
     """A closed-form teacher: centre the pairs, solve, keep two matrices."""
 
+    _n_further = 0  # columns of an embedding beside those of the maps
+
     _parameter_constraints: dict = {
         "n_components": [Interval(Integral, 1, None, closed="left"), None],
         "normalize": ["boolean"],
@@ -84,10 +86,10 @@ class LinearTeacher(BaseAligner):
                 "Expected pairs that vary together; check `paired_idx` and that no view is constant or zero."
             )
         self.x_coef_, self.y_coef_, self.singular_values_ = maps
-        self.n_components_ = len(maps.s)
-        if self.n_components is not None and self.n_components_ < self.n_components:
+        self.n_components_ = len(maps.s) + self._n_further
+        if self.n_components is not None and len(maps.s) < self.n_components:
             warnings.warn(
-                f"{self.n_pairs_} pairs support {self.n_components_} directions, fewer than n_components="
+                f"{self.n_pairs_} pairs support {len(maps.s)} directions, fewer than n_components="
                 f"{self.n_components}; the others are left out. Lower `n_components` or add pairs.",
                 UserWarning,
                 stacklevel=4,

@@ -65,11 +65,11 @@ class TrainedAligner(BaseAligner):
         is_held = np.isin(groups, held)
         return views.pairs[~is_held], views.pairs[is_held]
 
-    def _train(self, views, objective, *, teacher=None, batch_size_unpaired=None):
+    def _train(self, views, objective, *, teacher=None, with_unpaired=False, batch_size_unpaired=(0, 0)):
         """Train both heads and store them as NumPy arrays.
 
         ``objective(data)`` makes the objective for `TrainingViews`. ``teacher(pairs)`` fits the teacher, if there is one, on
-        the training pairs and returns it. Without `batch_size_unpaired` the unpaired rows are left out.
+        the training pairs and returns it. The data hold the unpaired rows only `with_unpaired`.
         """
         device = resolve_device(self.device)
         rng = check_random_state(self.random_state)
@@ -78,7 +78,7 @@ class TrainedAligner(BaseAligner):
         self._fit_means(views)
         self.head_ = self.head
         if teacher is None:
-            warn_zero_rows(views)
+            warn_zero_rows(views, depth=1)
         fitted = None if teacher is None else teacher(pairs)
         at_teacher = fitted is not None and self._starts_from(fitted)
         limit = min(self.n_features_in_, self.n_features_in_y_, _MAX_DIMENSION)
@@ -99,7 +99,7 @@ class TrainedAligner(BaseAligner):
         X, Y = views.X_unpaired, views.Y_unpaired
         held = None if held_out is None else _held_out(views, held_out, X, Y, tensor_x, tensor_y)
         unpaired = {}
-        if batch_size_unpaired is not None:
+        if with_unpaired:
             if fitted is not None:
                 # a view without unpaired rows lends its paired ones, so that the other view's still count
                 X = X if len(X) else views.X[np.unique(pairs[:, 0])]

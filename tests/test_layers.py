@@ -46,8 +46,10 @@ def test_importing_the_package_loads_nothing_heavy():
 def test_a_procrustes_user_never_loads_torch():
     statement = (
         "import numpy as np; from skalign import CCATeacher, ProcrustesTeacher; from skalign.metrics import mean_recall; "
+        "from skalign.baselines import ASIF, CSA, RelativeRepresentation; "
         "A, B = np.random.default_rng(0).standard_normal((2, 20, 5)); "
-        "[teacher.fit(A, B).score(A, B) for teacher in (ProcrustesTeacher(), CCATeacher())]"
+        "aligners = ProcrustesTeacher(), CCATeacher(), ASIF(), CSA(), RelativeRepresentation(); "
+        "[aligner.fit(A, B).score(A, B) for aligner in aligners]"
     )
     assert loads(statement, {"torch", "ot"}) == set()
 

@@ -16,7 +16,8 @@ from torch.nn.functional import normalize, one_hot, pad
 from .losses import siglip
 from .sinkhorn import sinkhorn
 
-_BLOCK = 1024  # rows whose neighbours are looked for at a time
+_ENTRIES = 1 << 22  # cosines held at a time in the search for neighbours
+_SCALES = 0.0, math.log(100.0)  # lowest and highest logarithm of a learned scale that divides
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,6 @@ class PairsAndStructure(nn.Module):
         return total / self.levels
 
     def _neighbourhoods(self, Z):
-        Z = normalize(Z, dim=1)
         Z = Z - Z.mean(dim=0)
         return (Z @ Z.T / self.temperature).softmax(dim=1)
 
@@ -143,11 +143,10 @@ class PairsAndNeighbours(nn.Module):
     def __init__(self, views, n_neighbors: int, weight_x: float, weight_y: float):
         super().__init__()
         self.siglip, self.weight_x, self.weight_y = _SigLIP(), weight_x, weight_y
-        self.pool_x, self.pool_y = torch.cat([views.A, views.X]), torch.cat([views.B, views.Y])
-        self.near_x, self.near_y = (
-            _nearest(views.A, self.pool_x, n_neighbors),
-            _nearest(views.B, self.pool_y, n_neighbors),
-        )
+        self.pool_x, own_x = _pool(views.A, views.pairs[:, 0], views.X)
+        self.pool_y, own_y = _pool(views.B, views.pairs[:, 1], views.Y)
+        self.near_x = _nearest(self.pool_x, own_x, n_neighbors)
+        self.near_y = _nearest(self.pool_y, own_y, n_neighbors)
 
     def forward(self, embed_x, embed_y, batch):
         F, G = embed_x(batch.A), embed_y(batch.B)
@@ -173,7 +172,7 @@ class PairsAndPseudoCaptions(nn.Module):
     """InfoNCE on pairs, and unpaired rows that learn the partners of the paired rows they resemble (S-CLIP, captions).
 
     An unpaired row u of X has a distribution over the paired rows of X, by transport ("ot"), softmax ("soft") or the nearest
-    alone ("hard"), of their cosines as given; its cross-entropy with the softmax of the cosines of f(u) and g(B) is added.
+    alone ("hard"), of their cosines; its cross-entropy with the softmax of the cosines of f(u) and g(B) is added.
     """
 
     terms = ("loss", "info_nce", "pseudo")
@@ -185,7 +184,7 @@ class PairsAndPseudoCaptions(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(math.log(20.0), dtype=torch.float32))
 
     def forward(self, embed_x, embed_y, batch):
-        scale, F, G = self.log_scale.exp(), embed_x(batch.A), embed_y(batch.B)
+        scale, F, G = self.log_scale.clamp(*_SCALES).exp(), embed_x(batch.A), embed_y(batch.B)
         supervised = _contrast(scale * (F @ G.T), batch.matches)
         pseudo = torch.zeros((), device=F.device)
         if self.weight_x and len(batch.X):
@@ -227,11 +226,18 @@ def _kl_rows(P, Q):
     return (P * (P.clamp(min=tiny).log() - Q.clamp(min=tiny).log())).sum(dim=1).mean()
 
 
-def _nearest(rows, pool, n_neighbors):
-    """Nearest rows of the pool by cosine, the row itself and its copies left out, (n, k)."""
-    k = min(n_neighbors, max(len(pool) - 1, 1))
+def _pool(paired, samples, unpaired):
+    """Each paired row once, though it may be in several pairs, then the unpaired ones; and which of them each pair has."""
+    distinct, own = samples.unique(return_inverse=True)
+    at = torch.empty_like(distinct).scatter_(0, own, torch.arange(len(own), device=own.device))  # in any of its pairs
+    return torch.cat([paired[at], unpaired]), own
+
+
+def _nearest(pool, own, n_neighbors):
+    """Where the nearest rows of the pool are, by cosine, of each of its rows `own` (n,); not that row itself, (n, k)."""
+    k = min(n_neighbors, max(len(pool) - 1, 1))  # a row that is alone is all there is
     unit_pool, found = normalize(pool, dim=1), []
-    for block in rows.split(_BLOCK):
-        K = normalize(block, dim=1) @ unit_pool.T
-        found.append(K.masked_fill_(K > 1 - 1e-6, -1).topk(k, dim=1).indices)
+    for rows in own.split(max(_ENTRIES // len(pool), 1)):
+        K = unit_pool[rows] @ unit_pool.T
+        found.append(K.scatter_(1, rows[:, None], -math.inf).topk(k, dim=1).indices)
     return torch.cat(found)

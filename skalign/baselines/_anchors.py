@@ -7,6 +7,7 @@ from sklearn.base import _fit_context
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from .._base import BaseAligner, all_or_nothing, warn_zero_rows
+from .._core.linear import rounding_noise
 from .._core.rows import normalize_rows
 
 
@@ -83,13 +84,17 @@ class RelativeRepresentation(BaseAligner):
             self.x_mean_, self.y_mean_ = np.zeros(self.n_features_in_), np.zeros(self.n_features_in_y_)
         else:
             self._fit_means(views)
-        self.x_anchors_ = normalize_rows(self._prepared_x(views.X_pairs))
-        self.y_anchors_ = normalize_rows(self._prepared_y(views.Y_pairs))
-        if not (self.x_anchors_.any() and self.y_anchors_.any()):
-            raise ValueError(
-                f"The {self.n_pairs_} paired rows of a view do not differ, so nothing is left of them once centred. "
-                "Pass pairs that vary, or center=None."
-            )
+        X, Y = self._prepared_x(views.X_pairs), self._prepared_y(views.Y_pairs)
+        for anchors, rows, name in ((X, views.X_pairs, "X"), (Y, views.Y_pairs, "Y")):
+            if np.linalg.norm(anchors) <= rounding_noise(self._scaled(rows)):
+                nothing = (
+                    "do not differ, so nothing is left of them once centred" if rows.any() else "are zero throughout"
+                )
+                raise ValueError(
+                    f"The {self.n_pairs_} paired rows of {name} {nothing}. Expected anchors with directions; pass pairs that "
+                    "vary" + (", or center=None." if rows.any() else ", and check the encoder.")
+                )
+        self.x_anchors_, self.y_anchors_ = normalize_rows(X), normalize_rows(Y)
         self.n_components_ = self.n_pairs_
         return self
 
@@ -100,15 +105,15 @@ class RelativeRepresentation(BaseAligner):
         return self._relative(self._prepared_y(Y), self.y_anchors_)
 
     def _relative(self, rows, anchors):
-        return normalize_rows(normalize_rows(rows) @ anchors.T.astype(rows.dtype))
+        return normalize_rows(_cosines(rows, anchors))
 
 
 class ASIF(RelativeRepresentation):
     r"""Sparse, sharpened cosines with the paired rows: coupled data without training.
 
     The relative representation :math:`r(x)` of :class:`RelativeRepresentation` keeps its `n_neighbors` largest entries, those
-    above 0, raised to `power`, and is scaled to unit length [1]_ (section 3); likewise :math:`r(y)`. It departs from the
-    paper in nothing but `center`, which is an option here.
+    above 0, raised to `power`, and is scaled to unit length [1]_ (section 3); likewise :math:`r(y)`. A row without a
+    cosine above 0 becomes 0. It departs from the paper in nothing but `center`, which is an option here.
 
     Parameters
     ----------
@@ -157,10 +162,14 @@ class ASIF(RelativeRepresentation):
         self.power = power
 
     def _relative(self, rows, anchors):
-        cosines = super()._relative(rows, anchors).clip(min=0)
+        cosines = _cosines(rows, anchors).clip(min=0)
         n_dropped = cosines.shape[1] - self.n_neighbors
         if n_dropped > 0:
             dropped = np.argpartition(cosines, n_dropped - 1, axis=1)[:, :n_dropped]
             np.put_along_axis(cosines, dropped, 0, axis=1)
         # a common scale first, so that a high power does not vanish
-        return normalize_rows((cosines / np.maximum(cosines.max(axis=1, keepdims=True), 1e-30)) ** self.power)
+        return normalize_rows((cosines / np.maximum(cosines.max(axis=1, keepdims=True), 1e-30)) ** float(self.power))
+
+
+def _cosines(rows, anchors):
+    return normalize_rows(rows) @ anchors.T.astype(rows.dtype)

@@ -63,6 +63,8 @@ class CSA(LinearTeacher):
     True
     """
 
+    _n_further = 2
+
     _parameter_constraints: dict = {
         **LinearTeacher._parameter_constraints,
         "reg": [Interval(Real, 0, None, closed="left")],
@@ -73,27 +75,6 @@ class CSA(LinearTeacher):
         self.reg = reg
         self.normalize = normalize
         self.center = center
-
-    def fit(self, X, Y, paired_idx=None, *, X_unpaired=None, Y_unpaired=None):
-        """Fit the canonical directions on the pairs.
-
-        Parameters
-        ----------
-        X, Y, paired_idx, X_unpaired, Y_unpaired
-            As in :meth:`skalign.CCATeacher.fit`.
-
-        Returns
-        -------
-        self : object
-
-        Raises
-        ------
-        ValueError
-            If a view is not finite, or the pairs are not legal or share no direction.
-        """
-        super().fit(X, Y, paired_idx, X_unpaired=X_unpaired, Y_unpaired=Y_unpaired)
-        self.n_components_ += 2
-        return self
 
     def _solve(self, views, A, B):
         return ridge_cca(A, B, (self.reg, self.reg), self.n_components)

@@ -15,13 +15,16 @@ from .._core.objectives import (
 )
 from .._trained import TrainedAligner, two
 
+_BATCHES = [Interval(Integral, 1, None, closed="left"), "array-like"]
+
 
 class _TrainedRival(TrainedAligner):
     """Linear heads on centred unit rows, trained by AdamW; a subclass makes its `_objective` of the data."""
 
-    head, init, normalize, center = "linear", "random", True, "pairs"
+    head, normalize, center = "linear", True, "pairs"
     optimizer, warmup = "adamw", 0.1
     early_stopping, n_iter_no_change = False, 1
+    batch_size_unpaired = 0  # of those that draw none
     _uses_unpaired = True
 
     _parameter_constraints: dict = {
@@ -36,7 +39,7 @@ class _TrainedRival(TrainedAligner):
             "random_state",
             "verbose",
         )
-    } | {"batch_size_unpaired": [Interval(Integral, 1, None, closed="left"), "array-like"]}
+    }
 
     @_fit_context(prefer_skip_nested_validation=True)
     @all_or_nothing
@@ -57,8 +60,12 @@ class _TrainedRival(TrainedAligner):
         ValueError
             If a view is not finite, the pairs are not legal, or the device is not there.
         """
-        views, sizes = self._judge(X, Y, paired_idx, X_unpaired, Y_unpaired), two(self.batch_size_unpaired)
-        self._train(views, self._objective, batch_size_unpaired=sizes if self._uses_unpaired else None)
+        self._train(
+            self._judge(X, Y, paired_idx, X_unpaired, Y_unpaired),
+            self._objective,
+            with_unpaired=self._uses_unpaired,
+            batch_size_unpaired=two(self.batch_size_unpaired),
+        )
         return self
 
 
@@ -97,7 +104,7 @@ class SAIL(_TrainedRival):
     x_coef_, y_coef_ : ndarray of shape (d_x, n_components_) and (d_y, n_components_)
         Weights of the linear heads; `x_intercept_` and `y_intercept_` their biases.
     loss_curve_ : dict of str to list of float
-        "loss" of each step, and what it is made of.
+        "loss" of each step; on pairs alone also "siglip", the same, and "divergence", 0.
     x_mean_, y_mean_ : ndarray of shape (d_x,) and (d_y,)
         Means of the paired rows at unit length, subtracted after scaling.
     n_iter_ : int
@@ -122,6 +129,7 @@ class SAIL(_TrainedRival):
 
     _parameter_constraints: dict = {
         **_TrainedRival._parameter_constraints,
+        "batch_size_unpaired": _BATCHES,
         "negatives": [StrOptions({"pairs", "all"})],
     }
 
@@ -164,9 +172,9 @@ class STRUCTURE(_TrainedRival):
     .. math:: \mathrm{InfoNCE}\big(f(A), g(B)\big) + \frac{w}{2} \big(R(x) + R(y)\big), \qquad
         R = \frac{1}{L} \sum_{l=1}^{L} \frac{1}{2 l} \big(\mathrm{KL}(M_l \,\|\, Q^l) + \mathrm{KL}(M_l \,\|\, P^l)\big)
 
-    [1]_, [2]_ (appendix A.2), where Q and P are the row-wise softmaxes of the similarities of centred unit rows, paired and
-    unpaired, before and after the heads, divided by `temperature`, and :math:`M_l` the mean of their powers. It departs from
-    the paper in that the weight is not warmed up, and that layers are not chosen.
+    [1]_, [2]_ (appendix A.2), where Q and P are the row-wise softmaxes of the similarities of paired and unpaired rows, at
+    unit length less their mean, before and after the heads, divided by `temperature`, and :math:`M_l` the mean of their
+    powers. It departs from the paper in that the weight is not warmed up, and that layers are not chosen.
 
     Parameters
     ----------
@@ -225,6 +233,7 @@ class STRUCTURE(_TrainedRival):
 
     _parameter_constraints: dict = {
         **_TrainedRival._parameter_constraints,
+        "batch_size_unpaired": _BATCHES,
         "weight": [Interval(Real, 0, None, closed="left")],
         "levels": [Interval(Integral, 1, None, closed="left")],
         "temperature": [Interval(Real, 0, None, closed="neither")],
@@ -268,8 +277,9 @@ class NNCLR(_TrainedRival):
 
     .. math:: \mathrm{SigLIP}(x, y) + w_y\, \mathrm{SigLIP}(x, y') + w_x\, \mathrm{SigLIP}(x', y)
 
-    [1]_ (appendix A.2), after [2]_ and [3]_: x' and y' are drawn at each step among the nearest rows, by cosine, of the paired
-    row in its own view, paired or unpaired.
+    [1]_ (appendix A.2), after [2]_ and [3]_: x' and y' are drawn at each step among the nearest rows of the paired row in
+    its own view, paired or unpaired. It departs from them in that rows are compared by their cosine about the mean of the
+    pairs, as the heads see them.
 
     Parameters
     ----------
@@ -323,8 +333,6 @@ class NNCLR(_TrainedRival):
     True
     """
 
-    batch_size_unpaired = 1  # no batches are drawn: neighbours come from all unpaired rows
-
     _parameter_constraints: dict = {
         **_TrainedRival._parameter_constraints,
         "n_neighbors": [Interval(Integral, 1, None, closed="left")],
@@ -372,7 +380,8 @@ class SCLIP(_TrainedRival):
         \log \operatorname{softmax}_j\big(s\, f(u) \cdot g(B_j)\big)}\Big) + w_y\,(\text{likewise for } Y)
 
     with a learned scale s (from 20) is minimised [1]_ (section 3), [2]_ (appendix A.2). It departs from [1]_ in that the
-    keyword term is left out, which needs texts, and that rows are compared in their own view, not in the shared space.
+    keyword term is left out, which needs texts, that rows are compared in their own view, by their cosine about the mean of
+    the pairs, that plans are solved to a tolerance of 1e-3 instead of 10 iterations, and that weights are not fixed at 1/2.
 
     Parameters
     ----------
@@ -430,6 +439,7 @@ class SCLIP(_TrainedRival):
 
     _parameter_constraints: dict = {
         **_TrainedRival._parameter_constraints,
+        "batch_size_unpaired": _BATCHES,
         "weight_x": [Interval(Real, 0, None, closed="left")],
         "weight_y": [Interval(Real, 0, None, closed="left")],
         "labels": [StrOptions({"ot", "soft", "hard"})],

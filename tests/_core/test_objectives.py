@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 from skalign._core import objectives
 from skalign._core.losses import siglip
 from skalign._core.objectives import Batch
+from skalign._core.training import TrainingViews
 
 N, U, V = 5, 7, 6  # pairs, unpaired rows of X and of Y
 
@@ -67,7 +68,6 @@ def test_pairs_against_all_takes_unpaired_rows_as_negatives(batch, embeddings):
 @pytest.mark.parametrize("levels", [1, 3])
 def test_structure_compares_neighbourhoods_before_and_after(batch, embeddings, levels):
     def steps(Z):
-        Z = Z / np.linalg.norm(Z, axis=1, keepdims=True)
         Z = Z - Z.mean(axis=0)
         Q = np.exp(Z @ Z.T / 0.3)
         return Q / Q.sum(axis=1, keepdims=True)
@@ -92,40 +92,59 @@ def test_structure_compares_neighbourhoods_before_and_after(batch, embeddings, l
 
 def test_structure_that_is_kept_costs_nothing(batch):
     rotation = torch.linalg.qr(batch.A.T @ batch.A).Q
-    kept = objectives.PairsAndStructure(1.0, 2, 0.05)._change(batch.X, normalize(batch.X @ rotation, dim=1))
+    kept = objectives.PairsAndStructure(1.0, 2, 0.05)._change(batch.X, batch.X @ rotation + 3)
     assert_allclose(kept, 0, **LAW[np.float64])
 
 
-def test_neighbours_are_the_nearest_other_rows(rng):
-    rows = torch.from_numpy(rng.normal(size=(9, 4)))
-    pool = torch.cat(
-        [rows, torch.from_numpy(rng.normal(size=(20, 4))), 3 * rows[:2]]
-    )  # with copies, which do not count
-    cosines = (normalize(rows, dim=1) @ normalize(pool, dim=1).T).numpy()
-    cosines[cosines > 1 - 1e-6] = -1
-    expected = np.argsort(-cosines, axis=1)[:, :4]
-    assert_array_equal(objectives._nearest(rows, pool, 4), expected)
-    assert objectives._nearest(rows[:1], rows[:1], 4).tolist() == [[0]]  # nothing else is there
+@pytest.mark.parametrize("entries", [1, 100, 1 << 22])  # one row at a time, some, all
+def test_neighbours_are_the_nearest_other_rows(entries, monkeypatch):
+    """Rows on a circle, in float32: the nearest are those beside, however close."""
+    monkeypatch.setattr(objectives, "_ENTRIES", entries)
+    angles = torch.cumsum(torch.linspace(0.03, 0.06, 50, dtype=torch.float64), 0)  # each gap wider than the one before
+    pool = torch.stack([angles.cos(), angles.sin()], dim=1).float()
+    own = torch.arange(1, 49)
+    assert objectives._nearest(pool, own, 1)[:, 0].tolist() == list(range(48))
+    everything = objectives._nearest(pool, own, 1000)
+    assert everything.shape == (48, 49)
+    for row, near in zip(own.tolist(), everything.tolist(), strict=True):
+        assert sorted(near) == [i for i in range(50) if i != row]
 
 
-def test_neighbours_stand_in_for_their_rows(batch, embeddings):
-    objective = objectives.PairsAndNeighbours(batch, 1, 0.3, 0.7).double()
-    near = []
-    for paired, free in ((batch.A, batch.X), (batch.B, batch.Y)):
-        pool = torch.cat([paired, free])
-        near.append(pool[objectives._nearest(paired, pool, 1)[:, 0]])
-    F, G, F_near, G_near = (
-        embed(Z).numpy() for embed, Z in zip(embeddings * 2, (batch.A, batch.B, *near), strict=True)
-    )
-    matches = batch.matches.numpy()
-    losses = [sigmoid_loss(K, matches, N) for K in (F @ G.T, F_near @ G.T, F @ G_near.T)]
-    found = objective(*embeddings, batch)
+def test_a_row_that_is_alone_is_its_own_neighbour():
+    assert objectives._nearest(torch.ones(1, 3), torch.zeros(2, dtype=torch.long), 4).tolist() == [[0], [0]]
+
+
+def test_a_sample_in_several_pairs_is_once_in_the_pool():
+    samples = torch.tensor([4, 4, 7, 2, 7])
+    rows = samples[:, None].double() + torch.arange(3)
+    pool, own = objectives._pool(rows, samples, torch.full((2, 3), 9.0, dtype=torch.float64))
+    assert_array_equal(pool[:, 0], [2, 4, 7, 9, 9])
+    assert_array_equal(pool[own], rows)
+
+
+def with_neighbours(batch, n_neighbors=1, weight_x=0.3, weight_y=0.7):
+    """The objective on these pairs, every row a sample of its own, and the pools of both views."""
+    pairs = torch.arange(N)[:, None].expand(-1, 2)
+    views = TrainingViews(A=batch.A, B=batch.B, pairs=pairs, X=batch.X, Y=batch.Y)
+    pools = torch.cat([batch.A, batch.X]), torch.cat([batch.B, batch.Y])
+    return objectives.PairsAndNeighbours(views, n_neighbors, weight_x, weight_y).double(), pools
+
+
+@pytest.mark.parametrize("rows", [slice(None), [3, 0]])  # all pairs, and a batch of them
+def test_neighbours_stand_in_for_their_rows(batch, embeddings, rows):
+    objective, pools = with_neighbours(batch)
+    at = rows if isinstance(rows, slice) else torch.tensor(rows)
+    A, B, matches = batch.A[at], batch.B[at], batch.matches[at][:, at]
+    near = [pool[objectives._nearest(pool, torch.arange(N), 1)[at, 0]] for pool in pools]
+    F, G, F_near, G_near = (embed(Z).numpy() for embed, Z in zip(embeddings * 2, (A, B, *near), strict=True))
+    losses = [sigmoid_loss(K, matches.numpy(), len(A)) for K in (F @ G.T, F_near @ G.T, F @ G_near.T)]
+    found = objective(*embeddings, Batch(A=A, B=B, matches=matches, at=at))
     assert_allclose(found["siglip"].detach(), losses[0], **LAW[np.float64])
     assert_allclose(found["loss"].detach(), np.dot([1, 0.3, 0.7], losses), **LAW[np.float64])
 
 
-def test_every_neighbour_is_drawn(batch, embeddings):
-    objective = objectives.PairsAndNeighbours(batch, 3, 1.0, 1.0)
+def test_every_neighbour_is_drawn(batch):
+    objective, _ = with_neighbours(batch, n_neighbors=3)
     drawn = torch.stack([objective._one_of(objective.pool_x, objective.near_x, batch) for _ in range(200)])
     for i, near in enumerate(objective.near_x):
         assert {tuple(row) for row in drawn[:, i].tolist()} == {tuple(row) for row in objective.pool_x[near].tolist()}
@@ -158,6 +177,14 @@ def test_unpaired_rows_learn_the_partners_of_what_they_resemble(batch, embedding
     assert_allclose(found["loss"].detach(), (found["info_nce"] + found["pseudo"]).detach())
 
 
+def test_the_learned_scale_of_pseudo_captions_stays_where_plans_can_be_solved(batch, embeddings):
+    objective = objectives.PairsAndPseudoCaptions(1.0, 1.0, "ot").double()
+    objective.log_scale.data.fill_(1000.0)
+    far = objective(*embeddings, batch)["loss"]
+    objective.log_scale.data.fill_(math.log(100))
+    assert_allclose(far.detach(), objective(*embeddings, batch)["loss"].detach(), **LAW[np.float64])
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -173,8 +200,7 @@ def test_without_unpaired_rows_the_pairs_are_left(batch, embeddings, make):
     assert all(math.isfinite(term.detach()) for term in terms.values())
 
 
-def test_batches_hand_the_rows_drawn_to_the_objective(batch, embeddings):
-    """With alpha the divergence sees the unpaired rows and the teacher's, without it nothing is asked of them."""
+def test_the_divergence_sees_unpaired_rows_and_the_teacher_only_with_alpha(batch, embeddings):
     seen = []
 
     def divergence(F, G, F_teacher, G_teacher, same_rows):

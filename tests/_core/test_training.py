@@ -204,6 +204,28 @@ def test_seed_decides_the_batches():
     assert not torch.equal(first, other)
 
 
+@pytest.mark.parametrize(("sizes", "all_rows"), [((40, 50), True), ((40, 19), False), ((17, 50), False)])
+def test_a_batch_holds_the_rows_it_drew(views, sizes, all_rows):
+    draw = training._batches(views, True, 9, sizes, torch.Generator().manual_seed(0))
+    for _ in range(3):
+        batch = draw()
+        assert len(batch.at) == len(batch.A) == 9
+        assert torch.equal(batch.A, views.A[batch.at])
+        assert torch.equal(batch.B, views.B[batch.at])
+        assert_array_equal(batch.matches, np.eye(9))
+        for name, teacher, size in (("X", "F_teacher", sizes[0]), ("Y", "G_teacher", sizes[1])):
+            rows, pool = getattr(batch, name), getattr(views, name)
+            at = (rows[:, None] == pool).all(dim=2).nonzero()[:, 1]
+            assert len(rows) == len(at) == size
+            assert torch.equal(getattr(batch, teacher), getattr(views, teacher)[at])
+        assert batch.same_rows is all_rows
+
+
+def test_a_batch_of_pairs_alone_holds_nothing_else(views):
+    batch = training._batches(views, False, 9, (17, 19), torch.Generator().manual_seed(0))()
+    assert (batch.X, batch.Y, batch.F_teacher, batch.G_teacher) == (None, None, None, None)
+
+
 def test_batches_match_rows_of_one_sample():
     # five captions of two images, and caption 12 written for both
     pairs = torch.tensor([[0, 10], [0, 11], [0, 12], [1, 12], [1, 13]])

@@ -70,7 +70,27 @@ def test_free_rows_move_the_mean_only_if_asked(views):
     assert_allclose(fitted[None], 0)
 
 
-def test_pairs_that_do_not_vary_cannot_be_centred(views):
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("n", [1, 3, 7])
+def test_pairs_that_do_not_vary_cannot_be_centred(views, n, dtype):
+    X, Y = (np.repeat(view[:1], n, axis=0).astype(dtype) for view in views[:2])
+    with pytest.raises(ValueError, match="paired rows of X do not differ.*or center=None"):
+        RelativeRepresentation(center="pairs").fit(X, Y)
+    assert RelativeRepresentation().fit(X, Y).n_components_ == n
+
+
+@pytest.mark.filterwarnings("ignore:.* zero throughout")
+def test_pairs_that_are_zero_are_no_anchors(views):
     X, Y, _ = views
-    with pytest.raises(ValueError, match="paired rows of a view do not differ.*or center=None"):
-        RelativeRepresentation(center="pairs").fit(X[:1], Y[:1])
+    with pytest.raises(ValueError, match="The 9 paired rows of Y are zero throughout.*check the encoder"):
+        RelativeRepresentation().fit(X, 0 * Y)
+
+
+def test_a_row_without_a_positive_cosine_becomes_zero(views):
+    X, Y, _ = views
+    assert_allclose(ASIF().fit(X[:1], Y[:1]).transform(-X[:1]), [[0.0]])
+
+
+def test_power_from_a_numpy_grid_keeps_the_type(views):
+    X, Y, X_test = (view.astype(np.float32) for view in views)
+    assert ASIF(power=np.float64(2)).fit(X, Y).transform(X_test).dtype == np.float32

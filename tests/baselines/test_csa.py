@@ -39,6 +39,13 @@ def test_correlations_without_ridge_are_those_of_scikit_learn(views):
     assert_allclose(csa.singular_values_, expected, **LIBRARY[np.float64])
 
 
+def test_warnings_point_to_the_caller(views):
+    X, Y, *_ = views
+    with pytest.warns(UserWarning, match="4 pairs support 3 directions") as caught:
+        CSA(5).fit(X[:4], Y[:4])
+    assert caught[0].filename == __file__
+
+
 def test_fewer_pairs_than_columns_correlate_perfectly(rng):
     csa = CSA().fit(rng.normal(size=(5, 7)), rng.normal(size=(5, 11)))
     assert_allclose(csa.singular_values_, np.ones(4), **LAW[np.float64])

@@ -1,5 +1,6 @@
 """A small network that moves one sample onto another in distribution. Knows torch, knows nothing of estimators."""
 
+import copy
 import math
 
 import torch
@@ -52,7 +53,7 @@ def match_distribution(F, G, *, n_epochs, batch_size, learning_rate, seed):
     network, generator = ResidualNetwork(F.shape[1]), torch.Generator().manual_seed(seed)
     stepper = torch.optim.AdamW(network.parameters(), lr=learning_rate)
     (F_held, F), (G_held, G) = (_split(Z, generator) for Z in (F, G))
-    lowest, best = math.inf, None
+    lowest, best = math.inf, copy.deepcopy(network.state_dict())
     for epoch in range(n_epochs + 1):
         if epoch:
             for rows in torch.randperm(len(F), generator=generator).split(batch_size):
@@ -63,16 +64,15 @@ def match_distribution(F, G, *, n_epochs, batch_size, learning_rate, seed):
         with torch.no_grad():
             value = float(mmd(network(F_held), G_held, width))
         if value < lowest:
-            lowest, best = value, {name: Z.clone() for name, Z in network.state_dict().items()}
-    if best is not None:  # else the rows are not finite in float32
-        network.load_state_dict(best)
+            lowest, best = value, copy.deepcopy(network.state_dict())
+    network.load_state_dict(best)
     return network
 
 
 def _split(Z, generator):
     """Rows held out, and the others; of few rows all are both."""
-    n_held = round(_HELD_OUT * len(Z))
+    n_held = min(round(_HELD_OUT * len(Z)), _JUDGED)
     if n_held < 2:
         return Z, Z
     order = torch.randperm(len(Z), generator=generator)
-    return Z[order[: min(n_held, _JUDGED)]], Z[order[n_held:]]
+    return Z[order[:n_held]], Z[order[n_held:]]

@@ -17,7 +17,7 @@ class CSA(LinearTeacher):
 
     .. math:: \mathrm{sim}(x, y) = \frac{\sum_{i \le k} \rho_i \, z_i(x) \, z_i(y)}{\|z(x)\| \, \|z(y)\|}
 
-    [1]_ (section 4). The correlations weigh the products but not the lengths, so this is no cosine of the variates; two
+    [1]_. The correlations weigh the products but not the lengths, so this is no cosine of the variates; two
     further columns, one for each view, complete the rows to unit length and make it the inner product of embedded rows.
 
     The paper's canonical correlations have no ridge, which is ``reg=0``: with fewer pairs than columns all correlations are

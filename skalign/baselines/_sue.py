@@ -32,7 +32,7 @@ class SUE(BaseAligner):
     their distribution is that of Y (maximum mean discrepancy).
 
     It departs from the paper in step (i), where the paper trains SpectralNet: here the eigenvectors are computed, and new
-    rows take the weighted mean of their neighbours' (Nyström).
+    rows take the weighted mean of their neighbours' (Nyström). In step (iii) the kernel's width is set once, at the start.
 
     Parameters
     ----------

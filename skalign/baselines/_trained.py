@@ -74,7 +74,7 @@ class SAIL(_TrainedRival):
 
     Scale and bias are learned; ``negatives="pairs"`` is the training of :class:`skalign.ContrastiveTeacher`. With
     ``negatives="all"`` [1]_ (appendix A.2) every paired row of X is told apart from all paired and unpaired rows of Y, and
-    the other way round; the mean of both losses is minimised. The heads are linear; the method's own are wider [2]_.
+    the other way round; the mean of both losses is minimised. The heads are linear; the method's own are gated networks [2]_.
 
     Parameters
     ----------
@@ -379,7 +379,7 @@ class SCLIP(_TrainedRival):
     .. math:: \mathrm{InfoNCE}\big(f(A), g(B)\big) + w_x \operatorname{mean}_u \Big({-\sum_j q_j(u)
         \log \operatorname{softmax}_j\big(s\, f(u) \cdot g(B_j)\big)}\Big) + w_y\,(\text{likewise for } Y)
 
-    with a learned scale s (from 20) is minimised [1]_ (section 3), [2]_ (appendix A.2). It departs from [1]_ in that the
+    with a learned scale s (from 20) is minimised [1]_, [2]_ (appendix A.2). It departs from [1]_ in that the
     keyword term is left out, which needs texts, that rows are compared in their own view, by their cosine about the mean of
     the pairs, that plans are solved to a tolerance of 1e-3 instead of 10 iterations, and that weights are not fixed at 1/2.
 

@@ -1,31 +1,30 @@
-"""Retrieval quality of SOTAlign and its rivals on real embeddings, side by side: mean and spread over seeds.
+"""Retrieval quality of SOTAlign and its rivals on real embeddings: the referee. `quality_report.py` makes tables of it.
 
-    python benchmarks/quality.py --data FOLDER --pairs 100 500 --seeds 3
+    python benchmarks/quality.py --data FOLDER --results quality.jsonl --seeds 5 --jobs 2
 
-FOLDER holds `image`, `text`, `text_image`, `train` and `dev` as `skalign.datasets.load_embeddings` reads them (several
-texts per image, rows of one image together). Everything is drawn and tuned inside `train`, nothing but the printed table
-is computed on `dev`:
+FOLDER holds the folders named in SETS. Every finished run is a line of the results file, and a run that stands there
+is not repeated: stop it at any time and call it again. Everything is drawn and tuned on training data; the test set is
+looked at once, by the settings that won.
 
-- n pairs: images of a random permutation of `train`, each with its first caption;
-- of the rest, one half gives unpaired images, the other half unpaired captions, so that no unpaired image has its caption
-  among the unpaired ones;
-- the rivals are tuned over the grids below on 500 images of the rest with all their captions. Those that take unpaired
-  data have seen these images among it, but none of the captions; SOTAlign runs at its defaults and is told of no match
-  in the rest. Trained rivals have 9 to 12 settings each, all but SAIL's with 100 steps.
+- n pairs are drawn; of the other training rows, one half gives unpaired rows of X, the other half unpaired rows of Y,
+  so that no unpaired row has its partner among the unpaired ones.
+- The rivals are tuned over the grids below on up to 500 of the unpaired rows of X with their partners, which is more
+  than a user has. SOTAlign runs at its defaults and is told of none. With all pairs given ("6000"), 500 are kept back
+  for tuning and the winner is fitted again on all.
+- Flickr8k counts images: a pair is an image with its first caption, an unpaired image brings all its captions.
 """
 
 import argparse
 import itertools
 import json
-import platform
 import time
 import warnings
 from pathlib import Path
 
 import numpy as np
+from joblib import Parallel, delayed
 
-import skalign
-from skalign import CCATeacher, ContrastiveTeacher, ProcrustesTeacher, SOTAlign
+from skalign import CCATeacher, ContrastiveTeacher, HubnessCorrection, ProcrustesTeacher, SOTAlign
 from skalign.baselines import ASIF, CSA, NNCLR, SAIL, SCLIP, STRUCTURE, SUE, RelativeRepresentation
 from skalign.datasets import load_embeddings
 from skalign.metrics import retrieval_report
@@ -33,10 +32,11 @@ from skalign.metrics import retrieval_report
 N_VALIDATION = 500
 RATES = [3e-4, 1e-3, 3e-3]
 METHODS = {  # name: (estimator, grid tuned on the validation set)
-    "Procrustes": (ProcrustesTeacher, {"n_components": [32, 64, 128, None]}),
+    "Procrustes, tuned": (ProcrustesTeacher, {"n_components": [32, 64, 128, None]}),
     "CCA, paper": (CCATeacher, {"reg": [0.1], "power": [0.0]}),
     "CCA, reg auto": (CCATeacher, {}),
     "CCA, tuned": (CCATeacher, {"reg": [3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1], "power": [0.25, 0.5, 1.0]}),
+    "CCA, reg auto, CSLS": (HubnessCorrection, {}),
     "CSA, tuned": (CSA, {"reg": [0.0, 3e-3, 1e-2, 3e-2, 1e-1], "n_components": [32, 64, 128, None]}),
     "Relative, tuned": (RelativeRepresentation, {"center": [None, "pairs", "all"]}),
     "ASIF, tuned": (ASIF, {"n_neighbors": [10, 30, 100, 800], "power": [1, 2, 4, 8], "center": [None, "pairs", "all"]}),
@@ -47,76 +47,97 @@ METHODS = {  # name: (estimator, grid tuned on the validation set)
     "S-CLIP, tuned": (SCLIP, {"learning_rate": RATES, "weight_x": [0.1, 1], "weight_y": [0.1, 1]}),
     "SUE, tuned": (SUE, {"n_components": [8, 30], "n_neighbors": [10, 30, 100], "normalize": [False, True]}),
     "SOTAlign": (SOTAlign, {}),
+    "SOTAlign, pairs only": (SOTAlign, {}),
+    "SOTAlign, no CSLS": (SOTAlign, {"hubness_correction": [False]}),
+    "SOTAlign, as published": (SOTAlign, {"hubness_correction": [False], "teacher_weight": [0.0]}),
 }
 COLUMNS = [f"{way}_r{k}" for way in ("x_to_y", "y_to_x") for k in (1, 5, 10)]
 
 
 def main():
     options = parse_arguments()
-    stored = load_embeddings(options.data)
-    results = []
-    for n_pairs, seed in itertools.product(options.pairs, range(options.seeds)):
-        split = draw(stored, n_pairs, seed)
-        for name in options.methods:
-            results.append(run(name, split, seed) | {"pairs": n_pairs, "seed": seed})
-            shown = {key: results[-1][key] for key in ("pairs", "seed", "mean_recall", "seconds", "settings")}
-            print(f"{name:14} {shown}", flush=True)
-    if options.output:
-        options.output.write_text(json.dumps(results, indent=1))
-    print_table(results, options)
+    done = {key(result) for result in read_results(options.results)}
+    tasks = [
+        {"set": name, "pairs": n_pairs, "seed": seed, "method": method}
+        for name in options.sets
+        for n_pairs, seed in itertools.product(SETS[name][1], range(options.seeds))
+        for method in options.methods
+        if n_pairs in (options.pairs or SETS[name][1])
+    ]
+    tasks = [task for task in tasks if key(task) not in done]
+    print(f"{len(tasks)} runs to do, {len(done)} done before", flush=True)
+    runs = Parallel(options.jobs, return_as="generator_unordered")(delayed(run)(options.data, task) for task in tasks)
+    for result in runs:
+        with options.results.open("a") as file:
+            file.write(json.dumps(result) + "\n")
+        print(*key(result), f"{100 * result['mean_recall']:.2f}", f"{result['seconds']:.1f} s", flush=True)
 
 
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder with the embeddings")
-    parser.add_argument("--pairs", type=int, nargs="+", default=[100, 500], help="numbers of pairs")
-    parser.add_argument("--seeds", type=int, default=3, help="number of random splits")
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS, help="which methods to run")
-    parser.add_argument("--output", type=Path, help="write every single result to this JSON file")
+    parser.add_argument("--data", type=Path, required=True, help="folder with the folders of the data sets")
+    parser.add_argument("--results", type=Path, default=Path("quality.jsonl"), help="a line for each run, added to")
+    parser.add_argument("--sets", nargs="+", default=list(SETS), choices=SETS, help="which data sets")
+    parser.add_argument("--pairs", type=int, nargs="+", help="which numbers of pairs; default all of each set")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS, help="which methods")
+    parser.add_argument("--seeds", type=int, default=5, help="number of random splits")
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
     return parser.parse_args()
 
 
-def draw(stored, n_pairs, seed):
-    """Pairs, validation set and disjoint unpaired halves from `train`; the test set from `dev`."""
-    images = np.random.default_rng(seed).permutation(stored.train)
-    paired, rest = np.split(images, [n_pairs])
-    half = len(rest) // 2
-    X, Y = stored.image.astype(np.float32), stored.text.astype(np.float32)
-    captions = [np.flatnonzero(stored.text_image == image) for image in range(len(X))]
-
-    def gallery(rows):
-        texts = [captions[image] for image in rows]
-        owners = np.repeat(np.arange(len(rows)), [len(text) for text in texts])
-        return X[rows], Y[np.concatenate(texts)], np.column_stack([owners, np.arange(len(owners))])
-
-    return {
-        "pairs": (X[paired], Y[[captions[image][0] for image in paired]]),
-        "pools": {"X_unpaired": X[rest[:half]], "Y_unpaired": Y[np.concatenate([captions[i] for i in rest[half:]])]},
-        "validation": gallery(rest[:N_VALIDATION]),
-        "test": gallery(stored.dev),
-    }
+def read_results(file):
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
-def run(name, split, seed):
+def key(result):
+    return tuple(result[name] for name in ("set", "pairs", "seed", "method"))
+
+
+def run(data, task):
     """Tune a method on the validation set where it has a grid, then report on the test set."""
-    estimator, grid = METHODS[name]
+    draw, _, criterion = SETS[task["set"]]
+    split = draw(data, task["pairs"], task["seed"])
+    if task["method"].endswith("pairs only"):
+        split["pools"] = {}
+    estimator, grid = METHODS[task["method"]]
     candidates = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    width = min(view.shape[1] for view in split["pairs"])
+    candidates = [settings for settings in candidates if (settings.get("n_components") or 0) <= width]
+    seconds, best, tuned = [], candidates[0], []
+    if len(candidates) > 1:
+        for settings in candidates:
+            start = time.perf_counter()
+            aligner = fit(estimator, settings, split["tuning_pairs"], split["pools"], task["seed"])
+            seconds.append(time.perf_counter() - start)
+            tuned.append(evaluate(aligner, split["validation"])[criterion])
+        best = candidates[int(np.argmin(tuned) if criterion == "foscttm" else np.argmax(tuned))]
     start = time.perf_counter()
-    fitted = [fit(estimator, settings, split, seed) for settings in candidates]
-    seconds = (time.perf_counter() - start) / len(fitted)
-    best = 0
-    if len(fitted) > 1:
-        best = int(np.argmax([evaluate(aligner, split["validation"])["mean_recall"] for aligner in fitted]))
-    report = evaluate(fitted[best], split["test"])
-    return {"method": name, "settings": candidates[best], "seconds": seconds} | report
+    aligner = fit(estimator, best, split["pairs"], split["pools"], task["seed"])
+    seconds.append(time.perf_counter() - start)
+    result = task | {"settings": best, "seconds": float(np.median(seconds))} | evaluate(aligner, split["test"])
+    if isinstance(aligner, SOTAlign):
+        result["teacher"] = evaluate(Teacher(aligner), split["test"])
+    return result
 
 
-def fit(estimator, settings, split, seed):
+class Teacher:
+    """SOTAlign's own teacher, on raw views."""
+
+    def __init__(self, aligner):
+        self.aligner = aligner
+
+    def transform(self, X, Y):
+        steps = self.aligner.x_transformer_, self.aligner.y_transformer_
+        X, Y = (Z if step is None else step.transform(Z) for step, Z in zip(steps, (X, Y), strict=True))
+        return self.aligner.teacher_.transform(X, Y)
+
+
+def fit(estimator, settings, pairs, pools, seed):
     if "random_state" in estimator().get_params():
         settings = settings | {"random_state": seed}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # fewer pairs than components is what a grid may meet
-        return estimator(**settings).fit(*split["pairs"], **split["pools"])
+        return estimator(**settings).fit(*pairs, **pools)
 
 
 def evaluate(aligner, views):
@@ -124,20 +145,106 @@ def evaluate(aligner, views):
     return retrieval_report(*aligner.transform(X, Y), matches)
 
 
-def print_table(results, options):
-    """Markdown: mean of the six recalls +- its standard deviation over seeds, then each recall, in percent."""
-    print(f"\n{platform.processor() or platform.machine()}, {time.strftime('%Y-%m-%d')}, skalign {skalign.__version__}")
-    print(f"{options.data.name}: {options.seeds} seeds, percent, mean ± sd of the mean of the six recalls\n")
-    print("| pairs | method | six recalls | I→T R@1/5/10 | T→I R@1/5/10 | seconds a fit |\n|---|---|---|---|---|---|")
-    for n_pairs, name in itertools.product(options.pairs, options.methods):
-        rows = [result for result in results if result["pairs"] == n_pairs and result["method"] == name]
-        mean = 100 * np.mean([row["mean_recall"] for row in rows])
-        deviation = 100 * np.std([row["mean_recall"] for row in rows], ddof=min(1, len(rows) - 1))
-        recalls = [f"{100 * np.mean([row[column] for row in rows]):.1f}" for column in COLUMNS]
-        seconds = np.median([row["seconds"] for row in rows])
-        ways = " | ".join(" / ".join(recalls[way : way + 3]) for way in (0, 3))
-        print(f"| {n_pairs} | {name} | {mean:.1f} ± {deviation:.1f} | {ways} | {seconds:.1f} |")
+def draw_flickr8k(data, n_pairs, seed, other_texts=None):
+    stored = load_embeddings(data / "flickr8k_mnv2_minilm")
+    captions = [np.flatnonzero(stored.text_image == image) for image in range(len(stored.image))]
+    X, Y = stored.image.astype(np.float32), stored.text.astype(np.float32)
 
+    def pairs(rows):
+        return X[rows], Y[[captions[image][0] for image in rows]]
+
+    def gallery(rows):
+        texts = [captions[image] for image in rows]
+        owners = np.repeat(np.arange(len(rows)), [len(text) for text in texts])
+        return X[rows], Y[np.concatenate(texts)], np.column_stack([owners, np.arange(len(owners))])
+
+    paired, x_rows, y_rows, tuning, validation = parts(stored.train, n_pairs, seed)
+    pools = {}
+    if len(x_rows):
+        own = Y[np.concatenate([captions[i] for i in y_rows])]
+        pools = {"X_unpaired": X[x_rows], "Y_unpaired": own if other_texts is None else other_texts}
+    return {
+        "pairs": pairs(paired),
+        "tuning_pairs": pairs(tuning),
+        "pools": pools,
+        "validation": gallery(validation),
+        "test": gallery(stored.dev),
+    }
+
+
+def draw_flickr8k_coco(data, n_pairs, seed):
+    """The unpaired captions are those of other pictures, from COCO."""
+    other = load_embeddings(data / "coco_captions_minilm").text.astype(np.float32)
+    return draw_flickr8k(data, n_pairs, seed, other)
+
+
+def draw_snareseq(data, n_pairs, seed):
+    """Tests on 400 cells, drawn anew for each seed."""
+    stored = load_embeddings(data / "snareseq")
+    cells = np.random.default_rng(1000 + seed).permutation(len(stored.rna))
+    return one_to_one(stored.rna, stored.atac, cells[400:], cells[:400], n_pairs, seed)
+
+
+def draw_uci_mfeat(data, n_pairs, seed):
+    """Pixel averages and Fourier coefficients of digits."""
+    stored = load_embeddings(data / "uci_mfeat")
+    return one_to_one(stored.pix, stored.fou, np.arange(1000), np.arange(1000, 2000), n_pairs, seed)
+
+
+def one_to_one(X, Y, train, test, n_pairs, seed):
+    def both(rows):
+        return X[rows], Y[rows]
+
+    paired, x_rows, y_rows, tuning, validation = parts(train, n_pairs, seed)
+    return {
+        "pairs": both(paired),
+        "tuning_pairs": both(tuning),
+        "pools": {"X_unpaired": X[x_rows], "Y_unpaired": Y[y_rows]},
+        "validation": (*both(validation), None),
+        "test": (*both(test), None),
+    }
+
+
+def draw_emoji(data, n_pairs, seed):
+    """Pairs with names; names and keywords unpaired and in the test."""
+    stored = load_embeddings(data / "emoji")
+    X, Y = stored.image.astype(np.float32), stored.text.astype(np.float32)
+    paired = np.random.default_rng(seed).permutation(stored.pairs)[:n_pairs]
+
+    def gallery(rows):
+        n = np.arange(len(rows))
+        texts = np.column_stack([2 * rows, 2 * rows + 1]).ravel()
+        return X[rows], Y[texts], np.column_stack([np.repeat(n, 2), np.arange(2 * len(rows))])
+
+    pools = {"X_unpaired": X[stored.unpaired_image], "Y_unpaired": gallery(stored.unpaired_text_of)[1]}
+    pairs = X[paired], Y[2 * paired]
+    validation = gallery(stored.unpaired_image[:N_VALIDATION])
+    return {
+        "pairs": pairs,
+        "tuning_pairs": pairs,
+        "pools": pools,
+        "validation": validation,
+        "test": gallery(stored.test),
+    }
+
+
+def parts(train, n_pairs, seed):
+    """Paired rows, unpaired rows of X and of Y, rows of the pairs to tune on, rows to validate on."""
+    rows = np.random.default_rng(seed).permutation(train)
+    paired, rest = np.split(rows, [n_pairs])
+    if len(rest) == 0:
+        return paired, rest, rest, paired[N_VALIDATION:], paired[:N_VALIDATION]
+    x_rows, y_rows = np.split(rest, [len(rest) // 2])
+    return paired, x_rows, y_rows, paired, x_rows[:N_VALIDATION]
+
+
+SETS = {  # name: (how a split is drawn, numbers of pairs, what the rivals are tuned by)
+    "flickr8k": (draw_flickr8k, [50, 100, 200, 500, 1000, 2000, 6000], "mean_recall"),
+    "flickr8k_coco": (draw_flickr8k_coco, [50, 100, 200, 500, 1000, 2000], "mean_recall"),
+    "emoji": (draw_emoji, [50, 100, 200, 300], "mean_recall"),
+    "uci_mfeat": (draw_uci_mfeat, [50, 100, 200, 500], "foscttm"),
+    "snareseq": (draw_snareseq, [50, 100, 200, 300], "foscttm"),
+}
 
 if __name__ == "__main__":
     main()

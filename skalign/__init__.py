@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # for editors and type checkers, which do not run __getattr__
     from . import baselines, datasets, losses, metrics
+    from ._hubness import HubnessCorrection
     from ._show_versions import show_versions
     from ._sotalign import SOTAlign, SOTAlignTransformer
     from ._teachers import CCATeacher, ProcrustesTeacher
@@ -15,6 +16,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "CCATeacher": "_teachers",
     "ContrastiveTeacher": "_trained",
+    "HubnessCorrection": "_hubness",
     "ProcrustesTeacher": "_teachers",
     "SOTAlign": "_sotalign",
     "SOTAlignTransformer": "_sotalign",
@@ -25,6 +27,7 @@ _SUBPACKAGES = ("baselines", "datasets", "losses", "metrics")
 __all__ = [
     "CCATeacher",
     "ContrastiveTeacher",
+    "HubnessCorrection",
     "ProcrustesTeacher",
     "SOTAlign",
     "SOTAlignTransformer",

@@ -12,7 +12,9 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 
 from ._base import BaseAligner, all_or_nothing
 from ._core.divergences import DIVERGENCES, Divergence
+from ._core.hubness import N_FURTHER
 from ._core.objectives import PairsAndTeacher
+from ._hubness import N_ANCHORS, N_NEIGHBORS, fit_local_scaling
 from ._pairs import missing_rows
 from ._teachers import CCATeacher, ProcrustesTeacher
 from ._trained import ContrastiveTeacher, TrainedAligner, two
@@ -24,6 +26,7 @@ _SHARED = (  # settings that SOTAlign hands on to its second stage as they are
     "divergence",
     "epsilon",
     "epsilon_teacher",
+    "teacher_weight",
     "n_components",
     "head",
     "learning_rate",
@@ -65,6 +68,9 @@ class SOTAlignTransformer(TrainedAligner):
     epsilon, epsilon_teacher : float, default=0.1 and 0.02
         Entropic temperatures of the student's and of the teacher's plan, positive, in units of cosine. The paper has
         0.05 and 0.01.
+    teacher_weight : float, default=0
+        Share of the teacher in the final heads, 0 to 1: ``(1 - w) * trained + w * start``, weight by weight (WiSE-FT
+        [2]_), where the heads start at the teacher's maps; no effect where they do not.
     sinkhorn_tol, sinkhorn_tol_teacher : float, default=1e-3
         L1 marginal error at which the student's and the teacher's plan are accepted.
     sinkhorn_max_iter : int, default=1000
@@ -140,6 +146,7 @@ class SOTAlignTransformer(TrainedAligner):
     References
     ----------
     .. [1] SOTAlign, arXiv 2602.23353. The gradient is Theorem C.4.
+    .. [2] Wortsman et al., "Robust fine-tuning of zero-shot models", arXiv 2109.01903, eq. 1.
 
     Examples
     --------
@@ -160,6 +167,7 @@ class SOTAlignTransformer(TrainedAligner):
         "divergence": [StrOptions(set(DIVERGENCES))],
         "epsilon": [Interval(Real, 0, None, closed="neither")],
         "epsilon_teacher": [Interval(Real, 0, None, closed="neither")],
+        "teacher_weight": [Interval(Real, 0, 1, closed="both")],
         "sinkhorn_tol": [Interval(Real, 0, None, closed="neither")],
         "sinkhorn_tol_teacher": [Interval(Real, 0, None, closed="neither")],
         "sinkhorn_max_iter": [Interval(Integral, 1, None, closed="left")],
@@ -174,6 +182,7 @@ class SOTAlignTransformer(TrainedAligner):
         divergence="klot",
         epsilon=0.1,
         epsilon_teacher=0.02,
+        teacher_weight=0.0,
         sinkhorn_tol=1e-3,
         sinkhorn_tol_teacher=1e-3,
         sinkhorn_max_iter=1000,
@@ -201,6 +210,7 @@ class SOTAlignTransformer(TrainedAligner):
         self.divergence = divergence
         self.epsilon = epsilon
         self.epsilon_teacher = epsilon_teacher
+        self.teacher_weight = teacher_weight
         self.sinkhorn_tol = sinkhorn_tol
         self.sinkhorn_tol_teacher = sinkhorn_tol_teacher
         self.sinkhorn_max_iter = sinkhorn_max_iter
@@ -273,6 +283,7 @@ class SOTAlignTransformer(TrainedAligner):
             views,
             lambda data: PairsAndTeacher(self.alpha, divergence),
             teacher=fit_teacher if self.alpha > 0 else None,
+            teacher_weight=self.teacher_weight,
             with_unpaired=self.alpha > 0,
             batch_size_unpaired=two(self.batch_size_unpaired),
         )
@@ -317,6 +328,11 @@ class SOTAlign(BaseAligner):
         Divergence on unpaired batches.
     epsilon, epsilon_teacher : float, default=0.1 and 0.02
         Entropic temperatures of the student's and of the teacher's plan.
+    teacher_weight : float, default=0.4
+        Share of the teacher in the final heads, 0 to 1, see :class:`SOTAlignTransformer`.
+    hubness_correction : bool, default=True
+        Let cosines tell how near two rows are beyond how near each is to the other view in general, as
+        :class:`HubnessCorrection` does; `transform` then has four more columns.
     n_components : int, default=None
         Dimension of the shared space; None is that of the teacher where the heads start there, else
         ``min(d_x, d_y, 1024)`` after preprocessing.
@@ -353,7 +369,11 @@ class SOTAlign(BaseAligner):
         Fitted preprocessing.
     loss_curve_, n_iter_, best_iter_, sinkhorn_error_ :
         As in :class:`SOTAlignTransformer`.
-    n_components_, n_pairs_, n_features_in_, n_features_in_y_ : int
+    local_scaling_ : tuple or None
+        Anchors and constants of the hubness correction.
+    n_components_ : int
+        Columns of `transform`: those of the heads, and four with `hubness_correction`.
+    n_pairs_, n_features_in_, n_features_in_y_ : int
         Sizes.
 
     Warns
@@ -381,6 +401,7 @@ class SOTAlign(BaseAligner):
         "teacher": [StrOptions({"auto", *_TEACHERS}), HasMethods(["fit", "transform", "transform_y"])],
         "x_transformer": [StrOptions({"auto"}), HasMethods(["fit", "transform"]), None],
         "y_transformer": [StrOptions({"auto"}), HasMethods(["fit", "transform"]), None],
+        "hubness_correction": ["boolean"],
     }
 
     def __init__(
@@ -393,6 +414,8 @@ class SOTAlign(BaseAligner):
         divergence="klot",
         epsilon=0.1,
         epsilon_teacher=0.02,
+        teacher_weight=0.4,
+        hubness_correction=True,
         n_components=None,
         head="linear",
         learning_rate=5e-4,
@@ -414,6 +437,8 @@ class SOTAlign(BaseAligner):
         self.divergence = divergence
         self.epsilon = epsilon
         self.epsilon_teacher = epsilon_teacher
+        self.teacher_weight = teacher_weight
+        self.hubness_correction = hubness_correction
         self.n_components = n_components
         self.head = head
         self.learning_rate = learning_rate
@@ -460,6 +485,11 @@ class SOTAlign(BaseAligner):
         )
         for name in ("teacher_", "loss_curve_", "n_iter_", "best_iter_", "sinkhorn_error_", "n_components_"):
             setattr(self, name, getattr(self.aligner_, name))
+        self.local_scaling_ = None  # embeddings are those of the heads as yet
+        if self.hubness_correction:
+            embeddings = self._embed_x, self._embed_y
+            self.local_scaling_ = fit_local_scaling(*embeddings, views, N_NEIGHBORS, N_ANCHORS, self.random_state)
+            self.n_components_ += N_FURTHER
         return self
 
     def _teacher(self):
@@ -471,10 +501,12 @@ class SOTAlign(BaseAligner):
         return {"auto": CCATeacher, **_TEACHERS}[self.teacher]()
 
     def _embed_x(self, X):
-        return self._second_stage()._embed_x(_apply(self.x_transformer_, X))
+        F = self._second_stage()._embed_x(_apply(self.x_transformer_, X))
+        return F if self.local_scaling_ is None else self.local_scaling_.lift_x(F)
 
     def _embed_y(self, Y):
-        return self._second_stage()._embed_y(_apply(self.y_transformer_, Y))
+        G = self._second_stage()._embed_y(_apply(self.y_transformer_, Y))
+        return G if self.local_scaling_ is None else self.local_scaling_.lift_y(G)
 
     def _second_stage(self):
         """The fitted heads, on the device asked for now: what was trained on a GPU must run without one."""

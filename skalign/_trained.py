@@ -1,6 +1,7 @@
 """Aligners whose heads are trained: what they share, and the contrastive teacher. Knows torch through the core."""
 
 import contextlib
+import copy
 import warnings
 from numbers import Integral, Real
 
@@ -13,7 +14,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 
 from ._arrays import resolve_device, to_tensor
 from ._base import BaseAligner, all_or_nothing, warn_zero_rows
-from ._core.heads import HEADS, build_head, start_from
+from ._core.heads import HEADS, build_head, draw_back, start_from
 from ._core.objectives import PairsAndTeacher
 from ._core.rows import normalize_rows
 from ._core.training import OPTIMIZERS, TrainingViews, embed, train_heads, undisturbed
@@ -65,11 +66,14 @@ class TrainedAligner(BaseAligner):
         is_held = np.isin(groups, held)
         return views.pairs[~is_held], views.pairs[is_held]
 
-    def _train(self, views, objective, *, teacher=None, with_unpaired=False, batch_size_unpaired=(0, 0)):
+    def _train(
+        self, views, objective, *, teacher=None, teacher_weight=0.0, with_unpaired=False, batch_size_unpaired=(0, 0)
+    ):
         """Train both heads and store them as NumPy arrays.
 
         ``objective(data)`` makes the objective for `TrainingViews`. ``teacher(pairs)`` fits the teacher, if there is one, on
-        the training pairs and returns it. The data hold the unpaired rows only `with_unpaired`.
+        the training pairs and returns it; heads that start there go back by `teacher_weight` of their way in the end. The
+        data hold the unpaired rows only `with_unpaired`.
         """
         device = resolve_device(self.device)
         rng = check_random_state(self.random_state)
@@ -89,6 +93,7 @@ class TrainedAligner(BaseAligner):
         if at_teacher:
             self._start(head_x, fitted, "x")
             self._start(head_y, fitted, "y")
+        starts = copy.deepcopy((head_x, head_y))
 
         def tensor_x(rows):
             return to_tensor(self._prepared_x(rows), device, torch.float32)
@@ -138,6 +143,9 @@ class TrainedAligner(BaseAligner):
                 seed=seed_batches,
                 report=report,
             )
+        if at_teacher:
+            for head, start in zip((head_x, head_y), starts, strict=True):
+                draw_back(head, start, teacher_weight)
         self.x_head_, self.y_head_ = _to_arrays(head_x), _to_arrays(head_y)
         self.loss_curve_, self.n_iter_ = record.curves, record.n_iter
         self.best_iter_ = record.best_iter

@@ -29,22 +29,25 @@ def quality():
 
 @pytest.fixture
 def folder(tmp_path):
-    """100 images with two captions each; 60 to train on."""
+    """Flickr8k of 100 images with two captions each, 60 to train on; and texts from elsewhere."""
     views = make_two_views(100, 0, 0, 1, random_state=0)
+    for name in ("flickr8k_mnv2_minilm", "coco_captions_minilm"):
+        (tmp_path / name).mkdir()
     np.savez(
-        tmp_path / "data.npz",
+        tmp_path / "flickr8k_mnv2_minilm" / "data.npz",
         image=views.X,
         text=np.repeat(views.Y, 2, axis=0),
         text_image=np.repeat(np.arange(100), 2),
         train=np.arange(60),
         dev=np.arange(60, 100),
     )
+    np.savez(tmp_path / "coco_captions_minilm" / "data.npz", text=views.Y[:7] + 1)
     return tmp_path
 
 
 def test_no_unpaired_image_has_its_caption_among_the_unpaired(quality, folder):
-    split = quality.draw(load_embeddings(folder), n_pairs=20, seed=3)
-    stored = load_embeddings(folder)
+    split = quality.draw_flickr8k(folder, n_pairs=20, seed=3)
+    stored = load_embeddings(folder / "flickr8k_mnv2_minilm")
 
     def owners(rows, view):
         return {int(np.flatnonzero((view.astype(np.float32) == row).all(axis=1))[0]) for row in rows}
@@ -55,17 +58,52 @@ def test_no_unpaired_image_has_its_caption_among_the_unpaired(quality, folder):
     assert len(paired) == len(images) == len(captions) == 20
     assert not (paired & images or paired & captions or images & captions)
     assert owners(split["test"][0], stored.image) == set(range(60, 100))
-    assert owners(split["validation"][0], stored.image) <= set(range(60)) - paired
+    assert owners(split["validation"][0], stored.image) <= images
+    other = quality.draw_flickr8k_coco(folder, n_pairs=20, seed=3)
+    assert len(other["pools"]["Y_unpaired"]) == 7
+    assert_allclose(other["pairs"][1], split["pairs"][1])
 
 
-def test_the_table_holds_mean_and_spread_of_the_runs(quality, folder, tmp_path, monkeypatch, capsys):
-    output = tmp_path / "out.json"
-    arguments = ["--pairs", "20", "--seeds", "2", "--methods", "CCA, paper", "CCA, tuned", "--output", str(output)]
-    monkeypatch.setattr(sys, "argv", ["quality.py", "--data", str(folder), *arguments])
+def test_with_all_pairs_some_are_kept_back_for_tuning(quality, folder, monkeypatch):
+    monkeypatch.setattr(quality, "N_VALIDATION", 15)
+    split = quality.draw_flickr8k(folder, n_pairs=60, seed=0)
+    assert split["pools"] == {}
+    assert len(split["pairs"][0]) == 60
+    tuning, held = ({tuple(row) for row in rows} for rows in (split["tuning_pairs"][0], split["validation"][0]))
+    assert (len(tuning), len(held)) == (45, 15)
+    assert not tuning & held
+
+
+def test_runs_are_kept_and_not_repeated_and_the_report_holds_them(quality, folder, monkeypatch, capsys):
+    results, readme = folder / "results.jsonl", folder / "README.md"
+    methods = ["--methods", "CCA, paper", "CCA, tuned", "SOTAlign"]
+    arguments = ["--data", str(folder), "--results", str(results), "--sets", "flickr8k", "--pairs", "50", *methods]
+    monkeypatch.setattr(sys, "argv", ["quality.py", *arguments, "--seeds", "1"])
     quality.main()
-    recalls = [100 * run["mean_recall"] for run in json.loads(output.read_text()) if run["method"] == "CCA, tuned"]
+    first = results.read_text()
+    assert len(first.splitlines()) == 3
+    monkeypatch.setattr(sys, "argv", ["quality.py", *arguments, "--seeds", "2"])
+    quality.main()
+    assert "3 runs to do, 3 done before" in capsys.readouterr().out
+    assert results.read_text().startswith(first)
+    runs = [json.loads(line) for line in results.read_text().splitlines()]
+    recalls = [100 * run["mean_recall"] for run in runs if run["method"] == "SOTAlign"]
     assert len(recalls) == 2
-    assert f"| 20 | CCA, tuned | {np.mean(recalls):.1f} ± {np.std(recalls, ddof=1):.1f} |" in capsys.readouterr().out
+    assert all("mean_recall" in run["teacher"] for run in runs if run["method"] == "SOTAlign")
+
+    monkeypatch.syspath_prepend(Path(quality.__file__).parent)
+    report = benchmark("quality_report")
+    readme.write_text("before\n" + "\n".join(report.MARKS) + "\nafter\n")
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["quality_report.py", str(results), "--readme", str(readme), "--plot", str(folder / "quality.png")],
+    )
+    report.main()
+    cell = f"{np.mean(recalls):.1f} ± {np.std(recalls, ddof=1):.1f}"
+    assert f"| 50 | SOTAlign | 2 | {cell} |" in capsys.readouterr().out
+    assert f"**{cell}** |" in readme.read_text()
+    assert (folder / "quality.png").stat().st_size > 10_000
 
 
 @pytest.mark.filterwarnings("ignore:Sinkhorn did not converge")  # POT's own bound is tighter than ours

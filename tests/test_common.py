@@ -12,7 +12,14 @@ from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import clone
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from skalign import CCATeacher, ContrastiveTeacher, ProcrustesTeacher, SOTAlign, SOTAlignTransformer
+from skalign import (
+    CCATeacher,
+    ContrastiveTeacher,
+    HubnessCorrection,
+    ProcrustesTeacher,
+    SOTAlign,
+    SOTAlignTransformer,
+)
 from skalign.baselines import ASIF, CSA, NNCLR, SAIL, SCLIP, STRUCTURE, SUE, RelativeRepresentation
 from skalign.datasets import make_two_views
 
@@ -23,6 +30,7 @@ ALIGNERS = [
     ContrastiveTeacher(**_SHORT),
     SOTAlignTransformer(**_SHORT),
     SOTAlign(**_SHORT),
+    HubnessCorrection(random_state=0),
     RelativeRepresentation(),
     ASIF(),
     CSA(),

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 HEAVY = {"torch", "sklearn", "ot", "scipy", "numpy", "pandas", "matplotlib"}
 
 # what each room may import; the core's NumPy files know no torch, and nothing imports metrics, datasets or plotting
-NUMPY_CORE = {"linear", "ranks", "rows", "selection"}
+NUMPY_CORE = {"hubness", "linear", "ranks", "rows", "selection"}
 CLOSED = {"baselines", "metrics", "datasets", "losses", "plotting"}
 
 
@@ -52,6 +53,12 @@ def test_a_procrustes_user_never_loads_torch():
         "[aligner.fit(A, B).score(A, B) for aligner in aligners]"
     )
     assert loads(statement, {"torch", "ot"}) == set()
+
+
+def test_an_installation_has_every_package():
+    settings = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())
+    packages = {".".join(file.parent.relative_to(PACKAGE.parent).parts) for file in PACKAGE.rglob("__init__.py")}
+    assert set(settings["tool"]["setuptools"]["packages"]) == packages
 
 
 @pytest.mark.parametrize("name", skalign.__all__)

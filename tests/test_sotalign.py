@@ -6,6 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from helpers import LAW
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn import config_context
 from sklearn.decomposition import PCA
@@ -16,7 +17,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import skalign._trained
-from skalign import CCATeacher, ContrastiveTeacher, ProcrustesTeacher, SOTAlign, SOTAlignTransformer
+from skalign import CCATeacher, ContrastiveTeacher, HubnessCorrection, ProcrustesTeacher, SOTAlign, SOTAlignTransformer
 from skalign.datasets import load_emoji, make_two_views
 from skalign.metrics import mean_recall
 
@@ -45,7 +46,8 @@ def test_alpha_zero_is_exactly_sail(data):
 def test_unpaired_rows_help_on_emoji():
     data = load_emoji()
     teacher = CCATeacher().fit(data.X, data.Y, data.paired_idx)
-    aligner = SOTAlign(random_state=0, max_iter=100).fit(data.X, data.Y, data.paired_idx)
+    settings = {"teacher_weight": 0, "hubness_correction": False}  # the training alone
+    aligner = SOTAlign(random_state=0, max_iter=100, **settings).fit(data.X, data.Y, data.paired_idx)
     before, after = (mean_recall(*e.transform(data.X_test, data.Y_test), data.test_idx) for e in (teacher, aligner))
     assert after > before + 0.05
 
@@ -55,6 +57,29 @@ def test_training_lowers_the_divergence_to_the_teacher(data, divergence):
     settings = {"init": "random", "alpha": 100, "learning_rate": 5e-3, "max_iter": 40}
     curve = fitted(data, divergence=divergence, **settings).loss_curve_["divergence"]
     assert curve[-1] < 0.9 * curve[0]
+
+
+def test_the_teacher_weight_mixes_start_and_end(data):
+    start, end, mixed = (fitted(data, max_iter=5, teacher_weight=weight) for weight in (1, 0, 0.4))
+    for name in ("x_head_", "y_head_"):
+        for first, last, actual in zip(*(getattr(e, name).values() for e in (start, end, mixed)), strict=True):
+            assert_allclose(actual, 0.6 * last + 0.4 * first, **LAW[np.float32])
+    assert_allclose(start.transform(data.X_test), start.teacher_.transform(data.X_test), **LAW[np.float32])
+
+
+def test_the_teacher_weight_leaves_heads_alone_that_started_elsewhere(data):
+    expected = fitted(data, init="random").transform(data.X_test)
+    assert_array_equal(fitted(data, init="random", teacher_weight=0.4).transform(data.X_test), expected)
+
+
+def test_sotalign_corrects_hubs_as_the_wrapper_does(data):
+    plain = fitted(data, SOTAlign, hubness_correction=False)
+    wrapped = HubnessCorrection(plain, random_state=0).fit(data.X, data.Y, data.paired_idx)
+    aligner = fitted(data, SOTAlign)
+    for actual, desired in zip(*(e.transform(data.X_test, data.Y_test) for e in (aligner, wrapped)), strict=True):
+        assert_allclose(actual, desired, **LAW[np.float32])
+    assert aligner.n_components_ == plain.n_components_ + 4
+    assert plain.local_scaling_ is None
 
 
 def test_heads_start_at_the_teacher(data):
@@ -197,7 +222,8 @@ def test_silent_when_not_verbose(data, capsys):
 def test_transformers_see_all_rows_and_may_change_the_width(data):
     aligner = fitted(data, SOTAlign, x_transformer=PCA(5), y_transformer=StandardScaler(), n_components=4)
     assert aligner.x_transformer_.n_samples_ == len(data.X)
-    assert aligner.transform(data.X_test, data.Y_test)[1].shape == (200, 4)
+    assert aligner.aligner_.transform(data.X_test[:, :5], data.Y_test)[1].shape == (200, 4)
+    assert aligner.transform(data.X_test, data.Y_test)[1].shape == (200, 4 + 4)  # four carry the hubness correction
 
 
 def test_auto_preprocessing_standardises_mixed_units_and_leaves_embeddings_alone(data):

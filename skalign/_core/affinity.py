@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 
 _STORED_BLOCK = 1 << 18  # entries treated at a time: 1 MiB of float32 stays in cache
-_FACTORED_BLOCK = 1 << 20  # wider, for the matrix product to be worth its start
+_FACTORED_BLOCK = 1 << 21  # wider, for the matrix product to be worth its start
 _DEVICE_BLOCK = 1 << 24  # on a GPU, where every operation has a start to pay and there is no such cache
 
 

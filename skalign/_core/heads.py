@@ -57,6 +57,13 @@ def start_from(head, coef, intercept):
         head.bias[:k] = torch.as_tensor(gain * intercept)
 
 
+def draw_back(head, start, weight):
+    """Move the weights of a head towards those it started from: ``(1 - weight) * trained + weight * start``."""
+    with torch.no_grad():
+        for trained, first in zip(head.parameters(), start.parameters(), strict=True):
+            trained.lerp_(first.to(trained), weight)
+
+
 def _linear(d_in, d_out, generator):
     layer = nn.utils.skip_init(nn.Linear, d_in, d_out, dtype=torch.float32)
     nn.init.xavier_uniform_(layer.weight, generator=generator)

@@ -3,10 +3,10 @@
     python benchmarks/klot.py --data FOLDER --sizes 1024 2048 4096
     python benchmarks/klot.py --kinds clustered --sizes 32768 --methods features --epsilons 0.1 0.02
 
-Every measurement is a process of its own on `--threads` threads, which repeats its work until five seconds have passed and
-tells the median and its peak memory beyond the inputs. The methods of one problem run one after the other, `--rounds` times
-in turn; the medians are printed, and the ratio of each method's time to that of `dense`. All start from the features, so
-the dense ones pay for ``K = F @ G.T`` and for carrying the gradient back to F and G.
+Every measurement is a process of its own, once for each number in `--threads`. It repeats its work until five seconds
+have passed and tells the median and its peak memory beyond the inputs. The methods of one problem run one
+after the other, `--rounds` times in turn; the medians are printed, and the ratio of each method's time to that of
+`dense`. All start from the features, so the dense ones pay for ``K = F @ G.T`` and for carrying the gradient back to F and G.
 
 Kinds of problem, rows of unit length, d = 256: `flickr8k` (two CCA spaces of 500 pairs, as teacher and student; needs
 --data as in quality.py), `clustered` (two samples of 64 clusters, which differ in how many rows fell into each),
@@ -52,13 +52,13 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         for kind, n in itertools.product(options.kinds, options.sizes):
             if n <= 4096:
-                launch("reference", kind, n, folder, options)
+                launch("reference", kind, n, folder, options, max(options.threads))
             methods = [name for name in options.methods if n <= SLOW.get(name, n)]
-            found = {name: [] for name in methods}
-            for _, name in itertools.product(range(options.rounds), methods):
-                found[name].append(launch(name, kind, n, folder, options))
-            for name in methods:
-                results.append({"kind": kind, "n": n, "method": name, **median(found[name])})
+            found = {case: [] for case in itertools.product(methods, options.threads)}
+            for _, (name, threads) in itertools.product(range(options.rounds), found):
+                found[name, threads].append(launch(name, kind, n, folder, options, threads))
+            for (name, threads), runs in found.items():
+                results.append({"kind": kind, "n": n, "method": name, "threads": threads, **median(runs)})
                 print(results[-1], file=sys.stderr, flush=True)
     if options.output:
         options.output.write_text(json.dumps(results, indent=1))
@@ -67,7 +67,7 @@ def main():
 
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, help="folder with the embeddings of flickr8k")
+    parser.add_argument("--data", type=Path, help="folder with the folder flickr8k_mnv2_minilm")
     parser.add_argument("--sizes", type=int, nargs="+", default=[1024, 2048, 4096], help="rows of either view")
     parser.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS, help="kinds of problem")
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS, help="which methods to run")
@@ -76,19 +76,19 @@ def parse_arguments():
     )
     parser.add_argument("--tol", type=float, default=1e-4, help="L1 marginal error of skalign and POT")
     parser.add_argument("--rounds", type=int, default=3, help="how often everything is measured")
-    parser.add_argument("--threads", type=int, default=1, help="threads of each process")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1], help="threads of each process, in turn")
     parser.add_argument("--output", type=Path, help="write every median to this JSON file")
     parser.add_argument("--worker", nargs=4, help=argparse.SUPPRESS)  # method, kind, n, folder of the reference
     return parser.parse_args()
 
 
-def launch(method, kind, n, folder, options):
+def launch(method, kind, n, folder, options, threads):
     """One measurement in a process of its own."""
-    settings = ["--epsilons", *map(str, options.epsilons), "--tol", str(options.tol), "--threads", str(options.threads)]
+    settings = ["--epsilons", *map(str, options.epsilons), "--tol", str(options.tol), "--threads", str(threads)]
     data = ["--data", str(options.data)] if options.data else []
     command = [sys.executable, __file__, *settings, *data, "--worker", method, kind, str(n), folder]
-    threads = dict.fromkeys(["OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"], str(options.threads))
-    process = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | threads)
+    limits = dict.fromkeys(["OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"], str(threads))
+    process = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | limits)
     if process.returncode:
         raise RuntimeError(f"{method} on {kind}, n = {n}:\n{process.stderr}")
     return json.loads(process.stdout.splitlines()[-1])
@@ -103,7 +103,7 @@ def work(method, kind, n, folder, options):
     import numpy as np
     import torch
 
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(*options.threads)
     views = problem(kind, int(n), options.data)
     run, file = RUNS[method], Path(folder) / f"{kind}{n}.npy"
     if method == "reference":
@@ -161,7 +161,7 @@ def flickr8k(n, data):
     from skalign import CCATeacher
     from skalign.datasets import load_embeddings
 
-    stored = load_embeddings(data)
+    stored = load_embeddings(data / "flickr8k_mnv2_minilm")
     order = np.random.default_rng(0).permutation(len(stored.image))
     first_caption = np.unique(stored.text_image, return_index=True)[1]
     pairs, images, texts = order[:500], order[-n:], first_caption[order[500 : 500 + n]]
@@ -296,16 +296,18 @@ RUNS = {
 
 
 def print_table(results, options):
-    print(f"\n{platform.processor() or platform.machine()}, {time.strftime('%Y-%m-%d')}, {options.threads} thread(s)")
+    print(f"\n{platform.processor() or platform.machine()}, {time.strftime('%Y-%m-%d')}")
     print(
         f"epsilons {options.epsilons[0]:g} and {options.epsilons[1]:g}, tol {options.tol:g}, {options.rounds} round(s)\n"
     )
-    print("| kind | n = m | method | seconds | x dense | ns an entry | peak MiB | teacher's error | gradient's error |")
-    print("|---|---|---|---|---|---|---|---|---|")
-    dense = {(row["kind"], row["n"]): row["seconds"] for row in results if row["method"] == "dense"}
+    print(
+        "| kind | n = m | method | threads | seconds | x dense | ns an entry | peak MiB | teacher's error | gradient's error |"
+    )
+    print("|---" * 10 + "|")
+    dense = {(row["kind"], row["n"], row["threads"]): row["seconds"] for row in results if row["method"] == "dense"}
     for row in results:
-        base = dense.get((row["kind"], row["n"]))
-        cells = [row["kind"], row["n"], row["method"], f"{row['seconds']:.3g}"]
+        base = dense.get((row["kind"], row["n"], row["threads"]))
+        cells = [row["kind"], row["n"], row["method"], row["threads"], f"{row['seconds']:.3g}"]
         cells += ["" if base is None else f"{row['seconds'] / base:.2g}", f"{row['seconds'] / row['n'] ** 2 * 1e9:.0f}"]
         cells += [f"{row['peak_mib']:.0f}"]
         cells += [f"{row[key]:.1e}" if key in row else "" for key in ("error", "gradient_error")]

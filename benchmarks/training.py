@@ -17,7 +17,6 @@ import quality
 
 from skalign import CCATeacher, SOTAlignTransformer
 from skalign._core import divergences
-from skalign.datasets import load_embeddings
 from skalign.metrics import retrieval_report
 
 EPSILONS = (0.05, 0.005)
@@ -25,12 +24,12 @@ EPSILONS = (0.05, 0.005)
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder with the embeddings")
+    parser.add_argument("--data", type=Path, required=True, help="folder with the folder flickr8k_mnv2_minilm")
     parser.add_argument("--pairs", type=int, default=500, help="number of pairs")
     parser.add_argument("--steps", type=int, default=10, help="training steps of either run")
     parser.add_argument("--seed", type=int, default=0, help="draws the split and the batches")
     options = parser.parse_args()
-    split = quality.draw(load_embeddings(options.data), options.pairs, options.seed)
+    split = quality.draw_flickr8k(options.data, options.pairs, options.seed)
     seconds = {}
     for name, function in (("skalign", divergences.klot), ("plain loop", plain_klot)):
         divergences.klot = function

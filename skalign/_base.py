@@ -5,7 +5,7 @@ import warnings
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
-from sklearn.utils import check_array
+from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import _get_feature_names, check_is_fitted, validate_data
 
 from ._arrays import like_input, to_numpy
@@ -30,6 +30,18 @@ def all_or_nothing(fit):
             raise
 
     return fit_or_restore
+
+
+def fit_within(estimator, views, pairs, random_state):
+    """Fit an aligner inside the fit of another, on these pairs; without a seed of its own it takes one from there.
+
+    So a fit with one seed is one fit, what is nested included.
+    """
+    if getattr(estimator, "random_state", 0) is None:
+        estimator.set_params(random_state=check_random_state(random_state).randint(2**31 - 1))
+    pools = {"X_unpaired": views.X_pool, "Y_unpaired": views.Y_pool}
+    given = {name: pool for name, pool in pools.items() if pool is not None}
+    return estimator.fit(views.X, views.Y, pairs, **given)
 
 
 class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):

@@ -7,7 +7,7 @@ from sklearn.base import _fit_context, clone
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval
 
-from ._base import BaseAligner, all_or_nothing
+from ._base import BaseAligner, all_or_nothing, fit_within
 from ._core.hubness import N_FURTHER, LocalScaling
 from ._teachers import CCATeacher
 
@@ -24,8 +24,8 @@ class HubnessCorrection(BaseAligner):
 
     with :math:`r_Y(x)` the mean cosine of x to its `n_neighbors` nearest of `n_anchors` rows of Y drawn from those given to
     `fit`, paired or not, and :math:`r_X(y)` likewise. Here the embeddings carry it: `transform` returns unit rows of
-    four more columns whose inner products are CSLS up to one factor and one constant, the same for all rows. So every index
-    and metric that ranks by cosine uses it, and new rows need no gallery.
+    four more columns whose cosine is :math:`\mathrm{CSLS}(x, y) / 4`. So every index and metric that ranks by cosine uses
+    it, and new rows need no gallery. :class:`SOTAlign` does so by itself; wrap it only with ``hubness_correction=False``.
 
     Parameters
     ----------
@@ -37,14 +37,14 @@ class HubnessCorrection(BaseAligner):
     n_anchors : int, default=2048
         Rows of each view drawn as anchors; all of them if there are fewer. Each row embedded is compared with them.
     random_state : int, RandomState instance or None, default=None
-        Draws the anchors.
+        Draws the anchors, and the seed of the aligner if that has none.
 
     Attributes
     ----------
     estimator_ : aligner
         Fitted aligner.
     local_scaling_ : tuple
-        Anchors and constants of the correction.
+        Anchors of both views, and how many count as near.
     n_components_ : int
         Columns of the aligner, and four.
     n_pairs_, n_features_in_, n_features_in_y_ : int
@@ -101,13 +101,10 @@ class HubnessCorrection(BaseAligner):
             If a view is not finite or the pairs are not legal.
         """
         views = self._judge(X, Y, paired_idx, X_unpaired, Y_unpaired)
-        pools = {"X_unpaired": views.X_pool, "Y_unpaired": views.Y_pool}
-        given = {name: pool for name, pool in pools.items() if pool is not None}
         estimator = CCATeacher() if self.estimator is None else clone(self.estimator)
-        self.estimator_ = estimator.fit(views.X, views.Y, views.pairs, **given)
-        self.local_scaling_ = fit_local_scaling(
-            estimator.transform, estimator.transform_y, views, self.n_neighbors, self.n_anchors, self.random_state
-        )
+        self.estimator_ = fit_within(estimator, views, views.pairs, self.random_state)
+        embeddings = self.estimator_.transform, self.estimator_.transform_y
+        self.local_scaling_ = fit_local_scaling(*embeddings, views, self.n_neighbors, self.n_anchors, self.random_state)
         self.n_components_ = self.local_scaling_.x_anchors.shape[1] + N_FURTHER
         return self
 

@@ -7,10 +7,10 @@ import numpy as np
 from sklearn.base import _fit_context, clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.preprocessing import StandardScaler
-from sklearn.utils import check_array, check_random_state
+from sklearn.utils import check_array
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 
-from ._base import BaseAligner, all_or_nothing
+from ._base import BaseAligner, all_or_nothing, fit_within
 from ._core.divergences import DIVERGENCES, Divergence
 from ._core.hubness import N_FURTHER
 from ._core.objectives import PairsAndTeacher
@@ -70,7 +70,8 @@ class SOTAlignTransformer(TrainedAligner):
         0.05 and 0.01.
     teacher_weight : float, default=0
         Share of the teacher in the final heads, 0 to 1: ``(1 - w) * trained + w * start``, weight by weight (WiSE-FT
-        [2]_), where the heads start at the teacher's maps; no effect where they do not.
+        [2]_), where the heads start at the teacher's maps; no effect where they do not. `loss_curve_` and `best_iter_` are
+        of the trained weights, before.
     sinkhorn_tol, sinkhorn_tol_teacher : float, default=1e-3
         L1 marginal error at which the student's and the teacher's plan are accepted.
     sinkhorn_max_iter : int, default=1000
@@ -264,11 +265,7 @@ class SOTAlignTransformer(TrainedAligner):
 
         def fit_teacher(pairs):
             teacher = CCATeacher() if self.teacher is None else clone(self.teacher)
-            if getattr(teacher, "random_state", 0) is None:  # a fit with one seed is one fit, its teacher included
-                teacher.set_params(random_state=check_random_state(self.random_state).randint(2**31 - 1))
-            pools = {"X_unpaired": views.X_pool, "Y_unpaired": views.Y_pool}
-            given = {name: pool for name, pool in pools.items() if pool is not None}
-            self.teacher_ = teacher.fit(views.X, views.Y, pairs, **given)
+            self.teacher_ = fit_within(teacher, views, pairs, self.random_state)
             return self.teacher_
 
         divergence = Divergence(
@@ -331,7 +328,7 @@ class SOTAlign(BaseAligner):
     teacher_weight : float, default=0.4
         Share of the teacher in the final heads, 0 to 1, see :class:`SOTAlignTransformer`.
     hubness_correction : bool, default=True
-        Let cosines tell how near two rows are beyond how near each is to the other view in general, as
+        Let cosines tell how near two rows are beyond how near each is to the other view in general (CSLS / 4), as
         :class:`HubnessCorrection` does; `transform` then has four more columns.
     n_components : int, default=None
         Dimension of the shared space; None is that of the teacher where the heads start there, else
@@ -355,7 +352,7 @@ class SOTAlign(BaseAligner):
     device : str or torch.device, default="auto"
         "auto" is CUDA if it is there, else the CPU.
     random_state : int, RandomState instance or None, default=None
-        Draws weights, batches and held-out pairs.
+        Draws weights, batches, held-out pairs and the anchors of the hubness correction.
     verbose : bool or int, default=0
         Show a progress bar with loss, validation recall and time left (needs tqdm).
 
@@ -370,7 +367,7 @@ class SOTAlign(BaseAligner):
     loss_curve_, n_iter_, best_iter_, sinkhorn_error_ :
         As in :class:`SOTAlignTransformer`.
     local_scaling_ : tuple or None
-        Anchors and constants of the hubness correction.
+        Anchors of the hubness correction, and how many count as near.
     n_components_ : int
         Columns of `transform`: those of the heads, and four with `hubness_correction`.
     n_pairs_, n_features_in_, n_features_in_y_ : int

@@ -93,7 +93,7 @@ class TrainedAligner(BaseAligner):
         if at_teacher:
             self._start(head_x, fitted, "x")
             self._start(head_y, fitted, "y")
-        starts = copy.deepcopy((head_x, head_y))
+            starts = copy.deepcopy((head_x, head_y))
 
         def tensor_x(rows):
             return to_tensor(self._prepared_x(rows), device, torch.float32)

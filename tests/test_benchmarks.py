@@ -102,8 +102,45 @@ def test_runs_are_kept_and_not_repeated_and_the_report_holds_them(quality, folde
     report.main()
     cell = f"{np.mean(recalls):.1f} ± {np.std(recalls, ddof=1):.1f}"
     assert f"| 50 | SOTAlign | 2 | {cell} |" in capsys.readouterr().out
-    assert f"**{cell}** |" in readme.read_text()
+    assert f"**{cell}** |\n{report.MARKS[1]}\nafter" in readme.read_text()  # and no row of other counts
     assert (folder / "quality.png").stat().st_size > 10_000
+
+
+def test_a_line_that_was_cut_off_is_run_again(quality, tmp_path):
+    file = tmp_path / "results.jsonl"
+    file.write_text('{"a": 1}\n{"a": 2')
+    assert quality.read_results(file) == [{"a": 1}]
+    assert file.read_text() == '{"a": 1}\n'
+
+
+@pytest.mark.parametrize(("name", "metric", "better"), [("uci_mfeat", "foscttm", -1), ("emoji", "mean_recall", 1)])
+def test_the_report_compares_on_common_seeds_and_knows_what_is_better(monkeypatch, quality, name, metric, better):
+    monkeypatch.syspath_prepend(Path(quality.__file__).parent)
+    report = benchmark("quality_report")
+
+    def run(method, seed, value):
+        other = "mean_recall" if metric == "foscttm" else "foscttm"
+        values = {metric: value, other: 0.5}
+        return {"set": name, "pairs": 50, "seed": seed, "method": method, **values, "teacher": {metric: 0.30}}
+
+    runs = [run("SOTAlign", seed, 0.30 + better * lead) for seed, lead in enumerate([0.04, 0.06])]
+    runs += [run("CCA, tuned", seed, 0.30) for seed in (0, 1)]
+    runs += [run("ASIF, tuned", 0, 0.30 - better * 0.1), run("CCA, reg auto, CSLS", 1, 0.30 + better * 0.01)]
+    *_, row = report.comparison(report.group(runs), name)
+    assert "| CCA, tuned: 30.0 ± 0.0 | +5.00 ± 1.00 | +17 % | +5.00 | +5.00 ± 1.00 |" in row
+
+
+@pytest.mark.parametrize("name", ["snareseq", "uci_mfeat"])
+def test_training_validation_and_test_rows_are_disjoint(quality, tmp_path, name):
+    (tmp_path / name).mkdir()
+    rows = np.arange(2000.0)[:, None]  # each row is its number
+    np.savez(tmp_path / name / "data.npz", rna=rows[:1047], atac=rows[:1047], pix=rows, fou=rows)
+    split = quality.SETS[name][0](tmp_path, 50, 0)
+    parts = [split["pairs"][0], split["pools"]["X_unpaired"], split["pools"]["Y_unpaired"], split["test"][0]]
+    sets = [set(part.ravel()) for part in parts]
+    assert len(set.union(*sets)) == sum(map(len, sets))
+    assert set(split["validation"][0].ravel()) <= sets[1]
+    assert_allclose(split["validation"][0], split["validation"][1])
 
 
 @pytest.mark.filterwarnings("ignore:Sinkhorn did not converge")  # POT's own bound is tighter than ours
@@ -144,4 +181,4 @@ def test_each_measurement_is_a_process_and_a_line_of_the_table(tmp_path, monkeyp
         assert 0 < row["seconds"] < 60
         assert row["gradient_error"] < 1e-2
     ratio = f"{features['seconds'] / dense['seconds']:.2g}"
-    assert f"| iid | 70 | features | {features['seconds']:.3g} | {ratio} |" in capsys.readouterr().out
+    assert f"| iid | 70 | features | 1 | {features['seconds']:.3g} | {ratio} |" in capsys.readouterr().out

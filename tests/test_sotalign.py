@@ -72,6 +72,15 @@ def test_the_teacher_weight_leaves_heads_alone_that_started_elsewhere(data):
     assert_array_equal(fitted(data, init="random", teacher_weight=0.4).transform(data.X_test), expected)
 
 
+def test_heads_that_torch_cannot_copy_are_trained(data):
+    class Head(torch.nn.Linear):
+        def __init__(self, d_in, d_out):
+            super().__init__(d_in, d_out)
+            self.start = self.weight.norm()  # no leaf of the graph, which deepcopy refuses
+
+    assert fitted(data, ContrastiveTeacher, head=Head, max_iter=2).n_iter_ == 2
+
+
 def test_sotalign_corrects_hubs_as_the_wrapper_does(data):
     plain = fitted(data, SOTAlign, hubness_correction=False)
     wrapped = HubnessCorrection(plain, random_state=0).fit(data.X, data.Y, data.paired_idx)

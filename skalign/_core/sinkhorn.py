@@ -232,7 +232,7 @@ class _Search:
         part = model.part if self.n_states > model.wait else None
         is_asked = part is not None and self._is_useful(state.error, part)
         if is_asked:
-            move = _solve_columns(model.asked(), state, self.b, max(0.5 * self.tol, part.trust * state.error))
+            move = _solve_columns(model.asked(), state, self.b, max(0.2 * self.tol, part.trust * state.error))
         if state.error < 0.5 and (not is_asked or part.is_sample):
             self.share = 0.0
             return self._tamed(memory.anderson.step(state.psi, move, weight=self.b))

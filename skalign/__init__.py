@@ -4,7 +4,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # for editors and type checkers, which do not run __getattr__
-    from . import baselines, datasets, losses, metrics
+    from . import baselines, datasets, losses, metrics, model_selection
     from ._hubness import HubnessCorrection
     from ._show_versions import show_versions
     from ._sotalign import SOTAlign, SOTAlignTransformer
@@ -22,7 +22,7 @@ _HOMES = {
     "SOTAlignTransformer": "_sotalign",
     "show_versions": "_show_versions",
 }
-_SUBPACKAGES = ("baselines", "datasets", "losses", "metrics")
+_SUBPACKAGES = ("baselines", "datasets", "losses", "metrics", "model_selection")
 
 __all__ = [
     "CCATeacher",
@@ -35,6 +35,7 @@ __all__ = [
     "datasets",
     "losses",
     "metrics",
+    "model_selection",
     "show_versions",
 ]
 

@@ -1,0 +1,276 @@
+"""Splits that know pairs, and tables that hold them. Knows NumPy and scikit-learn, not torch."""
+
+from numbers import Integral
+
+import numpy as np
+from sklearn.model_selection import BaseCrossValidator, GroupKFold, GroupShuffleSplit, KFold, ShuffleSplit
+from sklearn.utils import check_array
+
+from ._arrays import to_numpy
+from ._pairs import check_pairs, group_pairs, missing_rows
+
+__all__ = ["PairedKFold", "PairedShuffleSplit", "split_pairs", "to_row_aligned"]
+
+
+class _PairedSplitter(BaseCrossValidator):
+    """What both splitters share: who is paired, and unpaired rows in every training part."""
+
+    # with metadata routing on, a mask given to a search reaches the splitter without further requests
+    __metadata_request__split = {"paired_idx": True, "groups": True}
+
+    def split(self, X, y=None, groups=None, paired_idx=None):
+        """Generate training and test rows.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, d_x)
+            First view.
+        y : array-like of shape (n, d_y), default=None
+            Second view.
+        groups : array-like of shape (n,), default=None
+            Rows of one group stay on one side, such as the captions of one image; see :func:`to_row_aligned`.
+        paired_idx : bool (n,), default=None
+            Which rows are pairs, if the constructor was not told; routed by scikit-learn where metadata routing is on.
+
+        Yields
+        ------
+        train : ndarray of int
+            The other pairs and all unpaired rows, ascending.
+        test : ndarray of int
+            Pairs only, ascending.
+
+        Raises
+        ------
+        ValueError
+            If the mask does not fit, or there are fewer pairs (or groups of them) than parts.
+        """
+        n = len(X) if hasattr(X, "__len__") else X.shape[0]
+        pairs = np.flatnonzero(self._mask(X, y, paired_idx, n))
+        of_pairs = None if groups is None else np.asarray(groups)[pairs]
+        for test in self._tests(pairs, of_pairs):
+            yield np.setdiff1d(np.arange(n), test), np.sort(test)
+
+    def get_n_splits(self, X=None, y=None, groups=None, paired_idx=None):
+        """Number of splits.
+
+        Parameters
+        ----------
+        X, y, groups, paired_idx
+            Ignored.
+
+        Returns
+        -------
+        n_splits : int
+        """
+        return self.n_splits
+
+    def _mask(self, X, y, paired_idx, n):
+        given = self.paired if self.paired is not None else paired_idx
+        if given is None:
+            missing = np.zeros(n, dtype=bool)
+            for view in (X, y):
+                view = np.empty((n, 0)) if view is None else np.asarray(to_numpy(view))
+                if view.ndim == 2 and np.issubdtype(view.dtype, np.floating):
+                    missing |= missing_rows(view)
+            return ~missing
+        mask = np.asarray(to_numpy(given))
+        if mask.dtype != bool or mask.shape != (n,):
+            raise ValueError(
+                f"{type(self).__name__} needs a boolean mask with one entry a row, shape ({n},), but it got {mask.dtype} of "
+                f"shape {mask.shape}. For row numbers pass np.isin(np.arange({n}), rows)."
+            )
+        return mask
+
+    def _refuse_few(self, n_found, n_needed, groups):
+        if n_found < n_needed:
+            kind = "pairs" if groups is None else "groups of pairs"
+            raise ValueError(
+                f"{type(self).__name__} needs at least {n_needed} {kind}, but there are {n_found}. Lower `n_splits`, or "
+                "check the mask."
+            )
+
+
+class PairedKFold(_PairedSplitter):
+    """K folds over the pairs; unpaired rows stand in every training part.
+
+    Every test part holds equally many pairs, since recall at k falls as the gallery grows: pairs left over by the division
+    are in no test part. With `groups`, the parts are as equal as whole groups allow.
+
+    Parameters
+    ----------
+    n_splits : int, default=5
+        Number of folds, at least 2.
+    paired : bool array-like of shape (n,), default=None
+        Which rows of the table are pairs. None: the mask that is routed as `paired_idx`, else the rows that are NaN
+        throughout in neither view.
+    shuffle : bool, default=False
+        Shuffle the pairs before they are dealt into folds.
+    random_state : int, RandomState instance or None, default=None
+        Shuffles.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skalign.model_selection import PairedKFold
+    >>> mask = np.array([True, False, True, True, False, True])
+    >>> for train, test in PairedKFold(2, paired=mask).split(np.zeros((6, 3))):
+    ...     print(train, test)
+    [1 3 4 5] [0 2]
+    [0 1 2 4] [3 5]
+    """
+
+    def __init__(self, n_splits=5, *, paired=None, shuffle=False, random_state=None):
+        if not isinstance(n_splits, Integral) or n_splits < 2:
+            raise ValueError(f"`n_splits` must be an integer of at least 2, but it is {n_splits!r}.")
+        self.n_splits = n_splits
+        self.paired = paired
+        self.shuffle = shuffle
+        self.random_state = random_state
+
+    def _tests(self, pairs, groups):
+        settings = {"shuffle": self.shuffle, "random_state": self.random_state if self.shuffle else None}
+        if groups is None:
+            self._refuse_few(len(pairs), self.n_splits, groups)
+            size = len(pairs) // self.n_splits
+            for _, test in KFold(self.n_splits, **settings).split(pairs):
+                yield pairs[test[:size]]
+        else:
+            self._refuse_few(len(np.unique(groups)), self.n_splits, groups)
+            for _, test in GroupKFold(self.n_splits, **settings).split(pairs, groups=groups):
+                yield pairs[test]
+
+
+class PairedShuffleSplit(_PairedSplitter):
+    """Random test parts of the pairs; unpaired rows stand in every training part.
+
+    Parameters
+    ----------
+    n_splits : int, default=10
+        Number of splits.
+    test_size : float or int, default=0.1
+        Share or number of the pairs to test on; with `groups`, of the groups.
+    paired : bool array-like of shape (n,), default=None
+        As in :class:`PairedKFold`.
+    random_state : int, RandomState instance or None, default=None
+        Draws the test parts.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skalign.model_selection import PairedShuffleSplit
+    >>> splitter = PairedShuffleSplit(2, test_size=1, paired=np.array([True, False, True]), random_state=0)
+    >>> [test.tolist() for train, test in splitter.split(np.zeros((3, 2)))]
+    [[2], [2]]
+    """
+
+    def __init__(self, n_splits=10, *, test_size=0.1, paired=None, random_state=None):
+        self.n_splits = n_splits
+        self.test_size = test_size
+        self.paired = paired
+        self.random_state = random_state
+
+    def _tests(self, pairs, groups):
+        self._refuse_few(len(pairs) if groups is None else len(np.unique(groups)), 2, groups)
+        kind = ShuffleSplit if groups is None else GroupShuffleSplit
+        splitter = kind(self.n_splits, test_size=self.test_size, random_state=self.random_state)
+        for _, test in splitter.split(pairs, groups=groups):
+            yield pairs[test]
+
+
+def split_pairs(paired_idx, *, test_size=0.2, random_state=None):
+    """Split explicit pairs in two; pairs that share a row of either view, directly or through others, stay together.
+
+    Parameters
+    ----------
+    paired_idx : array-like of int, shape (p, 2)
+        Pairs, as (row of X, row of Y).
+    test_size : float or int, default=0.2
+        Share or number of the groups of pairs that hang together.
+    random_state : int, RandomState instance or None, default=None
+        Draws the test pairs.
+
+    Returns
+    -------
+    train, test : ndarray of int, shape (q, 2) and (p - q, 2)
+        In their order.
+
+    Raises
+    ------
+    ValueError
+        If the pairs are not of this shape, or all of them hang together.
+
+    Examples
+    --------
+    >>> from skalign.model_selection import split_pairs
+    >>> train, test = split_pairs([[0, 0], [0, 1], [1, 2], [2, 3]], test_size=1, random_state=0)
+    >>> test.tolist()
+    [[2, 3]]
+    """
+    pairs = _explicit(paired_idx)
+    groups = group_pairs(pairs)
+    if groups.max() == 0:
+        raise ValueError(
+            f"All {len(pairs)} pairs hang together by shared rows, so no part of them can be held out. Expected at least "
+            "two pairs that share no row."
+        )
+    splitter = GroupShuffleSplit(1, test_size=test_size, random_state=random_state)
+    train, test = next(splitter.split(pairs, groups=groups))
+    return pairs[train], pairs[test]
+
+
+def to_row_aligned(X, Y, paired_idx, *, X_unpaired=None, Y_unpaired=None):
+    """Two views with explicit pairs as one table, whose rows follow scikit-learn's folds.
+
+    Parameters
+    ----------
+    X, Y : array-like of shape (n_x, d_x) and (n_y, d_y)
+        Views of any lengths.
+    paired_idx : array-like of int, shape (p, 2)
+        Pairs, as (row of X, row of Y); a row may stand in several, such as an image with five captions.
+    X_unpaired, Y_unpaired : array-like of shape (q_x, d_x) and (q_y, d_y), default=None
+        Further rows without a partner.
+
+    Returns
+    -------
+    X_rows, Y_rows : ndarray of shape (n, d_x) and (n, d_y)
+        The pairs first; then the rows of X in no pair, NaN in Y; then those of Y, NaN in X.
+    groups : ndarray of int, shape (n,)
+        Rows whose pairs share a row of X or of Y have one number: pass it as `groups`, and no row is trained on and tested.
+
+    Raises
+    ------
+    ValueError
+        If the pairs point beyond the views, or a view is not finite.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skalign.model_selection import to_row_aligned
+    >>> X_rows, Y_rows, groups = to_row_aligned(np.eye(3), np.ones((2, 1)), [[0, 0], [0, 1]])
+    >>> Y_rows.ravel(), groups
+    (array([ 1.,  1., nan, nan]), array([0, 0, 1, 2]))
+    """
+    X, Y = (check_array(to_numpy(Z), dtype=[np.float64, np.float32], input_name=n) for Z, n in ((X, "X"), (Y, "Y")))
+    pairs = check_pairs(_explicit(paired_idx), len(X), len(Y))
+    x_free = [np.delete(X, pairs[:, 0], axis=0), *_pool(X_unpaired, X)]
+    y_free = [np.delete(Y, pairs[:, 1], axis=0), *_pool(Y_unpaired, Y)]
+    n_x, n_y = sum(map(len, x_free)), sum(map(len, y_free))
+    X_rows = np.concatenate([X[pairs[:, 0]], *x_free, np.full((n_y, X.shape[1]), np.nan, dtype=X.dtype)])
+    Y_rows = np.concatenate([Y[pairs[:, 1]], np.full((n_x, Y.shape[1]), np.nan, dtype=Y.dtype), *y_free])
+    groups = group_pairs(pairs)
+    return X_rows, Y_rows, np.concatenate([groups, groups.max() + 1 + np.arange(n_x + n_y)])
+
+
+def _explicit(paired_idx):
+    pairs = np.asarray(to_numpy(paired_idx))
+    if pairs.ndim != 2 or pairs.shape[1] != 2 or not np.issubdtype(pairs.dtype, np.integer):
+        raise ValueError(
+            f"`paired_idx` must hold integers of shape (p, 2), (row of X, row of Y), but it holds {pairs.dtype} of shape "
+            f"{pairs.shape}. For rows paired with themselves pass np.column_stack([rows, rows])."
+        )
+    return pairs
+
+
+def _pool(pool, view):
+    """The pool as a list of one array like the view, or of none."""
+    return [] if pool is None else [check_array(to_numpy(pool), dtype=view.dtype)]

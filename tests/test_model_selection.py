@@ -1,0 +1,145 @@
+"""Splits over pairs: what is tested, what is trained on, and scikit-learn's searches with and without routing."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import sklearn
+import torch
+from numpy.testing import assert_array_equal
+from sklearn.model_selection import GridSearchCV, KFold, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from skalign import CCATeacher, SOTAlign
+from skalign.datasets import make_two_views
+from skalign.model_selection import PairedKFold, PairedShuffleSplit, split_pairs, to_row_aligned
+
+N = 57
+MASK = np.isin(np.arange(N), np.random.default_rng(1).permutation(N)[:23])  # 23 pairs in no order
+
+
+@pytest.fixture(scope="module")
+def table():
+    """60 pairs among 160 rows, in no order; the other rows of X and Y have nothing to do with one another."""
+    data = make_two_views(60, 100, 100, 1, n_features_x=7, n_features_y=9, n_latent=5, noise=0.1, random_state=0)
+    order = np.random.default_rng(0).permutation(160)
+    return data.X[order], data.Y[order], order < 60
+
+
+@pytest.mark.parametrize("splitter", [PairedKFold(5, paired=MASK), PairedShuffleSplit(5, test_size=4, paired=MASK)])
+def test_parts_hold_pairs_to_test_and_everything_else_to_train(splitter):
+    splits = list(splitter.split(np.zeros((N, 2))))
+    assert len(splits) == splitter.get_n_splits() == 5
+    for train, test in splits:
+        assert MASK[test].all()
+        assert_array_equal(np.sort(np.concatenate([train, test])), np.arange(N))
+        assert len(test) == 4  # 23 // 5: galleries of one size
+
+
+def test_folds_share_no_pair_and_are_shuffled_only_when_asked():
+    plain = [test for _, test in PairedKFold(4, paired=MASK).split(np.zeros(N))]
+    assert len(np.unique(np.concatenate(plain))) == 4 * 5
+    assert_array_equal(plain[0], np.flatnonzero(MASK)[:5])
+    first, again, other = (
+        [test.tolist() for _, test in PairedKFold(4, paired=MASK, shuffle=True, random_state=s).split(np.zeros(N))]
+        for s in (0, 0, 1)
+    )
+    assert first == again != other
+
+
+@pytest.mark.parametrize("splitter", [PairedKFold(3), PairedShuffleSplit(3, test_size=0.3, random_state=0)])
+def test_nan_rows_in_either_view_are_unpaired(splitter):
+    X, Y = np.ones((20, 3)), np.ones((20, 2))
+    X[3], Y[7] = np.nan, np.nan
+    Y[8, 0] = np.nan  # in part only: for the estimator to refuse
+    tested = {row for _, test in splitter.split(X, Y) for row in test}
+    assert not tested & {3, 7}
+    assert {row for _, test in PairedKFold(3).split(X, Y) for row in test} >= {8}
+
+
+@pytest.mark.parametrize("form", [torch.from_numpy, pd.Series, np.ndarray.tolist])
+def test_masks_of_any_kind_are_read(form):
+    expected = [test.tolist() for _, test in PairedKFold(3, paired=MASK).split(np.zeros(N))]
+    assert [test.tolist() for _, test in PairedKFold(3, paired=form(MASK)).split(np.zeros(N))] == expected
+    assert [test.tolist() for _, test in PairedKFold(3).split(np.zeros(N), paired_idx=form(MASK))] == expected
+
+
+@pytest.mark.parametrize("splitter", [PairedKFold(3), PairedShuffleSplit(3, test_size=0.3, random_state=0)])
+def test_groups_stay_on_one_side(splitter):
+    groups = np.arange(N) // 4
+    for train, test in splitter.split(np.zeros(N), groups=groups, paired_idx=MASK):
+        assert MASK[test].all()
+        assert not set(groups[test]) & set(groups[train[MASK[train]]])
+
+
+def test_bad_masks_and_too_few_pairs_are_refused():
+    with pytest.raises(ValueError, match="one entry a row, shape .57,., but it got bool of shape .3,."):
+        next(PairedKFold(2, paired=[True, False, True]).split(np.zeros(N)))
+    with pytest.raises(ValueError, match="it got int64 .* pass np.isin"):
+        next(PairedKFold(2, paired=np.arange(N)).split(np.zeros(N)))
+    with pytest.raises(ValueError, match="at least 24 pairs, but there are 23"):
+        next(PairedKFold(24, paired=MASK).split(np.zeros(N)))
+    with pytest.raises(ValueError, match="at least 3 groups of pairs, but there are 1"):
+        next(PairedKFold(3, paired=MASK).split(np.zeros(N), groups=np.zeros(N)))
+    with pytest.raises(ValueError, match="`n_splits` must be an integer of at least 2, but it is 1"):
+        PairedKFold(1)
+
+
+def test_a_naive_search_scores_unpaired_rows_and_the_paired_one_does_not(table):
+    X, Y, mask = table
+    naive = cross_val_score(CCATeacher(reg=0.1), X, Y, cv=KFold(4), params={"paired_idx": mask}).mean()
+    paired = cross_val_score(CCATeacher(reg=0.1), X, Y, cv=PairedKFold(4, paired=mask), params={"paired_idx": mask})
+    assert paired.mean() > 0.6
+    assert naive < paired.mean() - 0.2
+
+
+def test_a_routed_mask_reaches_fit_score_and_splitter(table):
+    X, Y, mask = table
+    expected = cross_val_score(CCATeacher(reg=0.1), X, Y, cv=PairedKFold(4, paired=mask), params={"paired_idx": mask})
+    with sklearn.config_context(enable_metadata_routing=True):
+        routed = cross_val_score(CCATeacher(reg=0.1), X, Y, cv=PairedKFold(4), params={"paired_idx": mask})
+        search = GridSearchCV(
+            make_pipeline(StandardScaler(), SOTAlign(max_iter=3, random_state=0)),
+            {"sotalign__teacher": [CCATeacher(reg=0.1), "procrustes"]},
+            cv=PairedKFold(4),
+        ).fit(X, Y, paired_idx=mask)
+    assert_array_equal(routed, expected)
+    assert search.best_score_ > 0.6
+
+
+def test_a_table_with_missing_partners_needs_no_mask(table):
+    X, Y, mask = table
+    pairs = np.column_stack([np.flatnonzero(mask)] * 2)
+    X_rows, Y_rows, _ = to_row_aligned(X, Y, pairs)
+    assert len(X_rows) == 60 + 100 + 100
+    search = GridSearchCV(CCATeacher(), {"reg": [0.1, 0.3]}, cv=PairedKFold(4), n_jobs=2).fit(X_rows, Y_rows)
+    assert search.best_score_ > 0.6
+
+
+def test_a_table_fits_as_explicit_pairs_do():
+    data = make_two_views(30, 12, 9, 10, random_state=0)
+    pairs = np.concatenate([data.paired_idx, [[0, 5], [7, 2]]])
+    pools = {"X_unpaired": data.X_test[:4], "Y_unpaired": data.Y_test[4:]}
+    expected = SOTAlign(max_iter=2, random_state=0).fit(data.X, data.Y, pairs, **pools)
+    X_rows, Y_rows, groups = to_row_aligned(data.X, data.Y, pairs, **pools)
+    actual = SOTAlign(max_iter=2, random_state=0).fit(X_rows, Y_rows)
+    assert actual.n_pairs_ == expected.n_pairs_ == 32
+    assert groups[0] == groups[5] == groups[30]
+    assert len(np.unique(groups[:32])) == 28
+    assert len(groups) == len(X_rows) == len(Y_rows) == 32 + 12 + 4 + 9 + 6
+
+
+def test_pairs_that_share_rows_are_split_together(rng):
+    pairs = np.column_stack([np.repeat(np.arange(40), 5), np.arange(200)])  # five captions an image
+    train, test = split_pairs(pairs, test_size=0.25, random_state=0)
+    assert (len(train), len(test)) == (150, 50)
+    assert not set(train[:, 0]) & set(test[:, 0])
+
+
+def test_pairs_that_cannot_be_split_are_refused():
+    with pytest.raises(ValueError, match="All 2 pairs hang together"):
+        split_pairs([[0, 0], [0, 1]])
+    with pytest.raises(ValueError, match="integers of shape .p, 2.*holds int64 of shape .3,."):
+        split_pairs([0, 1, 2])
+    with pytest.raises(ValueError, match="`paired_idx` points to row 9 of X, but X has 3 rows"):
+        to_row_aligned(np.eye(3), np.eye(3), [[9, 0]])

@@ -257,6 +257,16 @@ def missing_rows(view):
     return missing
 
 
+def missing_in_any(n_rows, *views):
+    """Rows of a table that are NaN throughout in one of its views, as a mask; views that hold no floats miss none."""
+    missing = np.zeros(n_rows, dtype=bool)
+    for view in views:
+        view = np.empty((n_rows, 0)) if view is None else np.asarray(view)
+        if view.ndim == 2 and np.issubdtype(view.dtype, np.floating):
+            missing |= missing_rows(view)
+    return missing
+
+
 def _refuse_nonfinite(view, missing, name):
     finite = np.isfinite(view).all(axis=1) | missing
     if not finite.all():

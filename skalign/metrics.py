@@ -1,16 +1,23 @@
-"""Retrieval metrics of two embedded views. Reads arrays only; ranks come from the core, pairs from their judge."""
+"""Retrieval metrics of two embedded views, and scorers that ask an aligner for them. Knows scikit-learn, not torch.
+
+Ranks come from the core, pairs from their judge.
+"""
 
 from numbers import Integral
 
 import numpy as np
-from sklearn.utils import check_array
+from sklearn.pipeline import Pipeline
+from sklearn.utils import _safe_indexing, check_array, check_random_state
+from sklearn.utils.metadata_routing import _MetadataRequester
+from sklearn.utils.validation import _num_samples
 
 from ._arrays import to_numpy
 from ._core.ranks import best_match_ranks
-from ._pairs import check_pairs
+from ._pairs import check_pairs, missing_in_any
 
 __all__ = [
     "foscttm",
+    "make_retrieval_scorer",
     "mean_recall",
     "mean_reciprocal_rank",
     "median_rank",
@@ -264,6 +271,107 @@ def retrieval_report(F, G, paired_idx=None):
     return report | {"mean_recall": _mean_recall(matches), "foscttm": _foscttm(matches)}
 
 
+def make_retrieval_scorer(metric="recall_at_k", *, gallery_size=None, random_state=0, **arguments):
+    """A scorer for `GridSearchCV` and `cross_val_score`: embeds the pairs of a test part and measures retrieval.
+
+    The aligner may stand anywhere in a :class:`~sklearn.pipeline.Pipeline`: rows of X pass all steps, rows of Y pass the
+    aligner and the steps after it. Queries and gallery are the pairs. With metadata routing on, `paired_idx` given to a
+    search reaches the scorer; without it, rows that are NaN throughout in X or Y are no pairs.
+
+    Parameters
+    ----------
+    metric : {"recall_at_k", "mean_recall", "mean_reciprocal_rank", "median_rank", "foscttm"}, default="recall_at_k"
+        Function of this module. The last two are better when smaller, and the scorer returns them negated.
+    gallery_size : int, default=None
+        Measure on that many of the pairs, drawn anew for each test part, so that scores of unequal parts compare. None
+        is all.
+    random_state : int or RandomState instance, default=0
+        Draws them.
+    **arguments
+        Passed to the metric, such as ``k=10, direction="y_to_x"``.
+
+    Returns
+    -------
+    scorer : callable
+        ``scorer(estimator, X, Y, paired_idx=None)`` returns a float, larger is better.
+
+    Raises
+    ------
+    ValueError
+        If there is no such metric; when called, if there are fewer pairs than `gallery_size`, or no aligner.
+
+    Examples
+    --------
+    >>> from sklearn.model_selection import cross_val_score
+    >>> from skalign import CCATeacher
+    >>> from skalign.datasets import make_two_views
+    >>> from skalign.metrics import make_retrieval_scorer
+    >>> from skalign.model_selection import PairedKFold
+    >>> data = make_two_views(90, 0, 0, random_state=0)  # all of them pairs
+    >>> scorer = make_retrieval_scorer(k=5, gallery_size=20)
+    >>> cross_val_score(CCATeacher(reg=0.1), data.X, data.Y, cv=PairedKFold(3), scoring=scorer).shape
+    (3,)
+    """
+    if metric not in _SCORED:
+        raise ValueError(f"`metric` must be one of {sorted(_SCORED)}, but it is {metric!r}.")
+    return _RetrievalScorer(metric, gallery_size, random_state, arguments)
+
+
+class _RetrievalScorer(_MetadataRequester):
+    """See `make_retrieval_scorer`."""
+
+    __metadata_request__score = {"paired_idx": True}
+
+    def __init__(self, metric, gallery_size, random_state, arguments):
+        self.metric, self.gallery_size, self.random_state, self.arguments = (
+            metric,
+            gallery_size,
+            random_state,
+            arguments,
+        )
+
+    def __repr__(self):
+        settings = {"gallery_size": self.gallery_size, "random_state": self.random_state} | self.arguments
+        return f"make_retrieval_scorer({self.metric!r}, {', '.join(f'{k}={v!r}' for k, v in settings.items())})"
+
+    def __call__(self, estimator, X, y, paired_idx=None):
+        n_x, n_y = _num_samples(X), _num_samples(y)
+        if paired_idx is None and n_x == n_y:
+            paired_idx = ~missing_in_any(n_x, to_numpy(X), to_numpy(y))
+        pairs = check_pairs(to_numpy(paired_idx), n_x, n_y)
+        if self.gallery_size is not None:
+            if len(pairs) < self.gallery_size:
+                raise ValueError(
+                    f"`gallery_size` is {self.gallery_size}, but the part to score has {len(pairs)} pairs. Lower it, or "
+                    "use fewer folds."
+                )
+            chosen = check_random_state(self.random_state).permutation(len(pairs))[: self.gallery_size]
+            pairs = pairs[np.sort(chosen)]
+        x_rows, x_of = np.unique(pairs[:, 0], return_inverse=True)
+        y_rows, y_of = np.unique(pairs[:, 1], return_inverse=True)
+        F = estimator.transform(_safe_indexing(X, x_rows))
+        G = _embed_y(estimator, _safe_indexing(y, y_rows))
+        function, sign = _SCORED[self.metric]
+        return sign * function(F, G, np.column_stack([x_of, y_of]), **self.arguments)
+
+
+def _embed_y(estimator, Y):
+    """Rows of Y in the space in which a fitted estimator puts X."""
+    estimator = getattr(estimator, "best_estimator_", estimator)
+    steps = [step for _, step in estimator.steps] if isinstance(estimator, Pipeline) else [estimator]
+    for at, step in enumerate(steps):
+        if hasattr(step, "transform_y"):
+            G = step.transform_y(Y)
+            for later in steps[at + 1 :]:
+                if later not in (None, "passthrough"):
+                    G = later.transform(G)
+            return G
+    raise ValueError(
+        f"The scorer needs an aligner, which has `transform_y`, but found none in {estimator!r}. Score an aligner, or a "
+        "Pipeline that holds one."
+    )
+
+
 def _check_views(F, G, paired_idx):
     F, G = _check_view(F, "F"), _check_view(G, "G")
     if F.shape[1] != G.shape[1]:
@@ -351,3 +459,12 @@ def _foscttm(matches):
 
 def _mean(values):
     return float(np.mean(list(values)))
+
+
+_SCORED = {  # metrics by name, and whether more is better
+    "recall_at_k": (recall_at_k, 1),
+    "mean_recall": (mean_recall, 1),
+    "mean_reciprocal_rank": (mean_reciprocal_rank, 1),
+    "median_rank": (median_rank, -1),
+    "foscttm": (foscttm, -1),
+}

@@ -7,7 +7,7 @@ from sklearn.model_selection import BaseCrossValidator, GroupKFold, GroupShuffle
 from sklearn.utils import check_array
 
 from ._arrays import to_numpy
-from ._pairs import check_pairs, group_pairs, missing_rows
+from ._pairs import check_pairs, group_pairs, missing_in_any
 
 __all__ = ["PairedKFold", "PairedShuffleSplit", "split_pairs", "to_row_aligned"]
 
@@ -67,12 +67,7 @@ class _PairedSplitter(BaseCrossValidator):
     def _mask(self, X, y, paired_idx, n):
         given = self.paired if self.paired is not None else paired_idx
         if given is None:
-            missing = np.zeros(n, dtype=bool)
-            for view in (X, y):
-                view = np.empty((n, 0)) if view is None else np.asarray(to_numpy(view))
-                if view.ndim == 2 and np.issubdtype(view.dtype, np.floating):
-                    missing |= missing_rows(view)
-            return ~missing
+            return ~missing_in_any(n, to_numpy(X), to_numpy(y))
         mask = np.asarray(to_numpy(given))
         if mask.dtype != bool or mask.shape != (n,):
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Splits over pairs: what is tested, what is trained on, and scikit-learn's searches with and without routing."""
+"""Splits over pairs and scorers: what is tested, what is trained on, and searches with and without routing."""
 
 import numpy as np
 import pandas as pd
@@ -8,9 +8,9 @@ import torch
 from numpy.testing import assert_array_equal
 from sklearn.model_selection import GridSearchCV, KFold, cross_val_score
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import Normalizer, StandardScaler
 
-from skalign import CCATeacher, SOTAlign
+from skalign import CCATeacher, SOTAlign, metrics
 from skalign.datasets import make_two_views
 from skalign.model_selection import PairedKFold, PairedShuffleSplit, split_pairs, to_row_aligned
 
@@ -143,3 +143,60 @@ def test_pairs_that_cannot_be_split_are_refused():
         split_pairs([0, 1, 2])
     with pytest.raises(ValueError, match="`paired_idx` points to row 9 of X, but X has 3 rows"):
         to_row_aligned(np.eye(3), np.eye(3), [[9, 0]])
+
+
+@pytest.mark.parametrize(
+    ("metric", "arguments", "sign"),
+    [
+        ("recall_at_k", {"k": 5, "direction": "y_to_x"}, 1),
+        ("mean_recall", {}, 1),
+        ("mean_reciprocal_rank", {}, 1),
+        ("median_rank", {}, -1),
+        ("foscttm", {}, -1),
+    ],
+)
+def test_a_scorer_is_its_metric_on_the_pairs(table, metric, arguments, sign):
+    X, Y, mask = table
+    aligner = CCATeacher(reg=0.1).fit(X, Y, mask)
+    expected = sign * getattr(metrics, metric)(*aligner.transform(X[mask], Y[mask]), **arguments)
+    scorer = metrics.make_retrieval_scorer(metric, **arguments)
+    assert scorer(aligner, X, Y, paired_idx=mask) == expected
+    X_rows, Y_rows, _ = to_row_aligned(X, Y, np.column_stack([np.flatnonzero(mask)] * 2))
+    assert scorer(aligner, X_rows, Y_rows) == expected
+
+
+def test_a_scorer_finds_the_aligner_in_a_pipeline(table):
+    X, Y, mask = table
+    scorer = metrics.make_retrieval_scorer(k=5)
+    pipeline = make_pipeline(StandardScaler(), CCATeacher(reg=0.1), "passthrough", Normalizer())
+    pipeline.fit(X, Y, ccateacher__paired_idx=mask)
+    alone = CCATeacher(reg=0.1).fit(StandardScaler().fit_transform(X), Y, mask)
+    expected = scorer(alone, StandardScaler().fit(X).transform(X), Y, paired_idx=mask)
+    assert scorer(pipeline, X, Y, paired_idx=mask) == pytest.approx(expected)
+    with pytest.raises(ValueError, match="needs an aligner, which has `transform_y`"):
+        scorer(StandardScaler().fit(X), X, Y)
+
+
+def test_a_smaller_gallery_scores_higher_and_the_same_each_time(table):
+    X, Y, mask = table
+    aligner = CCATeacher(reg=3.0).fit(X, Y, mask)
+    full, small = (metrics.make_retrieval_scorer(gallery_size=size) for size in (None, 10))
+    assert small(aligner, X, Y, paired_idx=mask) == small(aligner, X, Y, paired_idx=mask)
+    assert small(aligner, X, Y, paired_idx=mask) > full(aligner, X, Y, paired_idx=mask)
+    with pytest.raises(ValueError, match="`gallery_size` is 61, but the part to score has 60 pairs"):
+        metrics.make_retrieval_scorer(gallery_size=61)(aligner, X, Y, paired_idx=mask)
+    with pytest.raises(ValueError, match="`metric` must be one of .*but it is 'recall'"):
+        metrics.make_retrieval_scorer("recall")
+
+
+@pytest.mark.parametrize("routing", [False, True])
+def test_several_scorers_serve_a_search(table, routing):
+    X, Y, mask = table
+    scoring = {"r5": metrics.make_retrieval_scorer(k=5), "closer": metrics.make_retrieval_scorer("foscttm")}
+    with sklearn.config_context(enable_metadata_routing=routing):
+        cv = PairedKFold(3) if routing else PairedKFold(3, paired=mask)
+        search = GridSearchCV(CCATeacher(), {"reg": [0.1, 1.0]}, cv=cv, scoring=scoring, refit="r5")
+        search.fit(X, Y, paired_idx=mask)
+    assert (search.cv_results_["mean_test_closer"] < 0).all()
+    assert search.cv_results_["mean_test_r5"].max() > 0.8
+    assert scoring["r5"](search, X, Y, paired_idx=mask) > 0.8

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # for editors and type checkers, which do not run __getattr__
     from . import baselines, datasets, losses, metrics, model_selection
     from ._hubness import HubnessCorrection
+    from ._retrieval import CrossModalRetriever
     from ._show_versions import show_versions
     from ._sotalign import SOTAlign, SOTAlignTransformer
     from ._teachers import CCATeacher, ProcrustesTeacher
@@ -16,6 +17,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "CCATeacher": "_teachers",
     "ContrastiveTeacher": "_trained",
+    "CrossModalRetriever": "_retrieval",
     "HubnessCorrection": "_hubness",
     "ProcrustesTeacher": "_teachers",
     "SOTAlign": "_sotalign",
@@ -27,6 +29,7 @@ _SUBPACKAGES = ("baselines", "datasets", "losses", "metrics", "model_selection")
 __all__ = [
     "CCATeacher",
     "ContrastiveTeacher",
+    "CrossModalRetriever",
     "HubnessCorrection",
     "ProcrustesTeacher",
     "SOTAlign",

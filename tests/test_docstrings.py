@@ -9,14 +9,27 @@ import skalign.baselines
 import skalign.datasets
 import skalign.losses
 import skalign.metrics
+import skalign.model_selection
 
 OBJECTS = {
     f"{module.__name__}.{name}": getattr(module, name)
-    for module in (skalign, skalign.baselines, skalign.losses, skalign.metrics, skalign.datasets)
+    for module in (
+        skalign,
+        skalign.baselines,
+        skalign.losses,
+        skalign.metrics,
+        skalign.model_selection,
+        skalign.datasets,
+    )
     for name in module.__all__
     if not inspect.ismodule(getattr(module, name))
 }
-ESTIMATORS = {name: thing for name, thing in OBJECTS.items() if hasattr(thing, "fit")}
+METHODS = [
+    (name, method)
+    for name, thing in OBJECTS.items()
+    for method in ("fit", "transform", "transform_y", "score", "kneighbors")
+    if hasattr(thing, method)
+]
 RESULTS = {"skalign.losses.SinkhornResult"}  # what a function returns has attributes; its maker shows the example
 DOCUMENTED = sorted(OBJECTS.keys() - RESULTS)
 
@@ -51,10 +64,9 @@ def test_parameters_are_documented_in_the_order_of_the_signature(name):
     assert documented(OBJECTS[name], "Parameters") == parameters(OBJECTS[name])
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
-@pytest.mark.parametrize("method", ["fit", "transform", "transform_y", "score"])
+@pytest.mark.parametrize(("name", "method"), METHODS)
 def test_methods_say_what_they_take_give_and_raise(name, method):
-    function = getattr(ESTIMATORS[name], method)
+    function = getattr(OBJECTS[name], method)
     assert documented(function, "Parameters") == parameters(function)
     assert documented(function, "Returns")
-    assert documented(function, "Raises") == ["ValueError"]
+    assert "ValueError" in documented(function, "Raises")

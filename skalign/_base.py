@@ -11,7 +11,7 @@ from sklearn.utils.validation import _get_feature_names, check_is_fitted, valida
 from ._arrays import like_input, to_numpy
 from ._core.ranks import recalls
 from ._core.rows import normalize_rows
-from ._pairs import judge_pairs
+from ._pairs import judge_pairs, missing_rows
 
 _FLOATS = [np.float32, np.float64]  # in this order, so that float16 becomes float32
 
@@ -164,8 +164,8 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         Y = self._required(Y)
         X = validate_data(self, to_numpy(X), dtype=_FLOATS, ensure_all_finite="allow-nan")
         Y = self._check_y(Y, allow_nan=True, reset=True)
-        X_pool = _check_pool(X_unpaired, "X", X.shape[1], getattr(self, "feature_names_in_", None))
-        Y_pool = _check_pool(Y_unpaired, "Y", Y.shape[1], getattr(self, "feature_names_in_y_", None))
+        X_pool = check_pool(X_unpaired, "X", X.shape[1], getattr(self, "feature_names_in_", None))
+        Y_pool = check_pool(Y_unpaired, "Y", Y.shape[1], getattr(self, "feature_names_in_y_", None))
         views = judge_pairs(X, Y, to_numpy(paired_idx), X_pool, Y_pool)
         self.n_pairs_ = len(views.pairs)
         return views
@@ -245,7 +245,7 @@ def _refuse_nan(view, name):
     return view
 
 
-def _check_pool(pool, name, n_features, feature_names):
+def check_pool(pool, name, n_features, feature_names):
     """A pool of unpaired rows as an array, or None."""
     if pool is None:
         return None
@@ -265,6 +265,19 @@ def _check_pool(pool, name, n_features, feature_names):
             f"Embed the pool with the encoder that made {name}."
         )
     return pool
+
+
+def missing_in_any(n_rows, *views):
+    """Rows of a table that are NaN throughout in one of its views, read as `fit` reads them; text misses none."""
+    missing = np.zeros(n_rows, dtype=bool)
+    for view in views:
+        if view is not None:
+            try:
+                view = check_array(to_numpy(view), dtype=_FLOATS, ensure_2d=False, ensure_all_finite="allow-nan")
+            except (TypeError, ValueError):  # no numbers: what an earlier step of a pipeline is to read
+                continue
+            missing |= missing_rows(view.reshape(len(view), -1))
+    return missing
 
 
 def _query_weights(sample_weight, views):

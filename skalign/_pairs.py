@@ -148,7 +148,7 @@ def check_pairs(paired_idx, n_x, n_y):
                 f"Y has {n_y}. Pass `paired_idx` as integers of shape (p, 2), or the surplus as `X_unpaired` / `Y_unpaired`."
             )
         paired_idx = np.ones(n_x, dtype=bool)
-    idx = _as_index_array(paired_idx)
+    idx = as_index_array(paired_idx)
     if idx.size == 0:
         raise ValueError(
             "Expected at least one pair, but `paired_idx` is empty. Aligning two spaces needs one pair or more."
@@ -195,7 +195,7 @@ def group_pairs(pairs):
     return connected_components(graph, directed=False)[1][x_of]
 
 
-def _as_index_array(paired_idx):
+def as_index_array(paired_idx):
     """`paired_idx` as a bool or integer array; anything else is refused rather than rounded."""
     idx = np.asarray(paired_idx)
     if idx.size == 0:
@@ -254,16 +254,6 @@ def missing_rows(view):
     if view.shape[1]:
         candidates = np.flatnonzero(np.isnan(view[:, 0]))
         missing[candidates] = np.isnan(view[candidates]).all(axis=1)
-    return missing
-
-
-def missing_in_any(n_rows, *views):
-    """Rows of a table that are NaN throughout in one of its views, as a mask; views that hold no floats miss none."""
-    missing = np.zeros(n_rows, dtype=bool)
-    for view in views:
-        view = np.empty((n_rows, 0)) if view is None else np.asarray(view)
-        if view.ndim == 2 and np.issubdtype(view.dtype, np.floating):
-            missing |= missing_rows(view)
     return missing
 
 

@@ -3,17 +3,19 @@
 Ranks come from the core, pairs from their judge.
 """
 
+import inspect
 from numbers import Integral
 
 import numpy as np
 from sklearn.pipeline import Pipeline
 from sklearn.utils import _safe_indexing, check_array, check_random_state
-from sklearn.utils.metadata_routing import _MetadataRequester
+from sklearn.utils.metadata_routing import MetadataRequest
 from sklearn.utils.validation import _num_samples
 
 from ._arrays import to_numpy
+from ._base import missing_in_any
 from ._core.ranks import best_match_ranks
-from ._pairs import check_pairs, missing_in_any
+from ._pairs import check_pairs
 
 __all__ = [
     "foscttm",
@@ -275,8 +277,9 @@ def make_retrieval_scorer(metric="recall_at_k", *, gallery_size=None, random_sta
     """A scorer for `GridSearchCV` and `cross_val_score`: embeds the pairs of a test part and measures retrieval.
 
     The aligner may stand anywhere in a :class:`~sklearn.pipeline.Pipeline`: rows of X pass all steps, rows of Y pass the
-    aligner and the steps after it. Queries and gallery are the pairs. With metadata routing on, `paired_idx` given to a
-    search reaches the scorer; without it, rows that are NaN throughout in X or Y are no pairs.
+    aligner and the steps after it. Queries and gallery are the pairs; rows that are equal, such as an image that stands in the
+    table once for each of its captions, are one row with several matches. With metadata routing on, `paired_idx` given to
+    a search reaches the scorer; without it, rows that are NaN throughout in X or Y are no pairs.
 
     Parameters
     ----------
@@ -298,7 +301,8 @@ def make_retrieval_scorer(metric="recall_at_k", *, gallery_size=None, random_sta
     Raises
     ------
     ValueError
-        If there is no such metric; when called, if there are fewer pairs than `gallery_size`, or no aligner.
+        If there is no such metric, or it does not take the arguments; when called, if there are fewer pairs than
+        `gallery_size`, or no aligner.
 
     Examples
     --------
@@ -312,15 +316,18 @@ def make_retrieval_scorer(metric="recall_at_k", *, gallery_size=None, random_sta
     >>> cross_val_score(CCATeacher(reg=0.1), data.X, data.Y, cv=PairedKFold(3), scoring=scorer).shape
     (3,)
     """
-    if metric not in _SCORED:
+    if not isinstance(metric, str) or metric not in _SCORED:
         raise ValueError(f"`metric` must be one of {sorted(_SCORED)}, but it is {metric!r}.")
+    taken = inspect.signature(_SCORED[metric][0]).parameters.keys() - {"F", "G", "paired_idx", "sample_weight"}
+    if arguments.keys() - taken:
+        raise ValueError(f"{metric} takes {sorted(taken) or 'no arguments'} here, but got {sorted(arguments)}.")
+    if gallery_size is not None and not (isinstance(gallery_size, Integral) and gallery_size >= 1):
+        raise ValueError(f"`gallery_size` must be an integer of at least 1, or None, but it is {gallery_size!r}.")
     return _RetrievalScorer(metric, gallery_size, random_state, arguments)
 
 
-class _RetrievalScorer(_MetadataRequester):
+class _RetrievalScorer:
     """See `make_retrieval_scorer`."""
-
-    __metadata_request__score = {"paired_idx": True}
 
     def __init__(self, metric, gallery_size, random_state, arguments):
         self.metric, self.gallery_size, self.random_state, self.arguments = (
@@ -330,6 +337,12 @@ class _RetrievalScorer(_MetadataRequester):
             arguments,
         )
 
+    def get_metadata_routing(self):
+        """What scikit-learn hands on to a call: the mask."""
+        request = MetadataRequest(owner=type(self).__name__)
+        request.score.add_request(param="paired_idx", alias=True)
+        return request
+
     def __repr__(self):
         settings = {"gallery_size": self.gallery_size, "random_state": self.random_state} | self.arguments
         return f"make_retrieval_scorer({self.metric!r}, {', '.join(f'{k}={v!r}' for k, v in settings.items())})"
@@ -337,7 +350,7 @@ class _RetrievalScorer(_MetadataRequester):
     def __call__(self, estimator, X, y, paired_idx=None):
         n_x, n_y = _num_samples(X), _num_samples(y)
         if paired_idx is None and n_x == n_y:
-            paired_idx = ~missing_in_any(n_x, to_numpy(X), to_numpy(y))
+            paired_idx = ~missing_in_any(n_x, X, y)
         pairs = check_pairs(to_numpy(paired_idx), n_x, n_y)
         if self.gallery_size is not None:
             if len(pairs) < self.gallery_size:
@@ -347,29 +360,47 @@ class _RetrievalScorer(_MetadataRequester):
                 )
             chosen = check_random_state(self.random_state).permutation(len(pairs))[: self.gallery_size]
             pairs = pairs[np.sort(chosen)]
-        x_rows, x_of = np.unique(pairs[:, 0], return_inverse=True)
-        y_rows, y_of = np.unique(pairs[:, 1], return_inverse=True)
-        F = estimator.transform(_safe_indexing(X, x_rows))
-        G = _embed_y(estimator, _safe_indexing(y, y_rows))
+        x_rows, x_of = _distinct(X, pairs[:, 0])
+        y_rows, y_of = _distinct(y, pairs[:, 1])
+        F, G = estimator.transform(x_rows), _embed_y(estimator, y_rows)
         function, sign = _SCORED[self.metric]
         return sign * function(F, G, np.column_stack([x_of, y_of]), **self.arguments)
 
 
+def _distinct(view, rows):
+    """The distinct ones among some rows of a view, and which of them each row is."""
+    rows, of = np.unique(rows, return_inverse=True)
+    view = _safe_indexing(view, rows)
+    values = np.asarray(to_numpy(view))
+    if values.dtype == object:  # text or mixed columns, which have no order to find equals by
+        return view, of
+    _, first, same = np.unique(values.reshape(len(values), -1), axis=0, return_index=True, return_inverse=True)
+    return _safe_indexing(view, first), same.ravel()[of]
+
+
 def _embed_y(estimator, Y):
     """Rows of Y in the space in which a fitted estimator puts X."""
+    G = _find_and_embed_y(estimator, Y)
+    if G is None:
+        raise ValueError(
+            f"The scorer needs an aligner, which has `transform_y`, but found none in {estimator!r}. Score an aligner, or "
+            "a Pipeline that holds one."
+        )
+    return G
+
+
+def _find_and_embed_y(estimator, Y):
+    """`_embed_y`, or None if there is no aligner."""
     estimator = getattr(estimator, "best_estimator_", estimator)
-    steps = [step for _, step in estimator.steps] if isinstance(estimator, Pipeline) else [estimator]
-    for at, step in enumerate(steps):
-        if hasattr(step, "transform_y"):
-            G = step.transform_y(Y)
-            for later in steps[at + 1 :]:
-                if later not in (None, "passthrough"):
-                    G = later.transform(G)
-            return G
-    raise ValueError(
-        f"The scorer needs an aligner, which has `transform_y`, but found none in {estimator!r}. Score an aligner, or a "
-        "Pipeline that holds one."
-    )
+    if not isinstance(estimator, Pipeline):
+        return estimator.transform_y(Y) if hasattr(estimator, "transform_y") else None
+    G = None
+    for _, step in estimator.steps:
+        if G is None:
+            G = _find_and_embed_y(step, Y)
+        elif step not in (None, "passthrough"):
+            G = step.transform(G)
+    return G
 
 
 def _check_views(F, G, paired_idx):

@@ -4,10 +4,12 @@ from numbers import Integral
 
 import numpy as np
 from sklearn.model_selection import BaseCrossValidator, GroupKFold, GroupShuffleSplit, KFold, ShuffleSplit
-from sklearn.utils import check_array
+from sklearn.utils import check_array, check_consistent_length
+from sklearn.utils.validation import _num_samples
 
 from ._arrays import to_numpy
-from ._pairs import check_pairs, group_pairs, missing_in_any
+from ._base import check_pool, missing_in_any
+from ._pairs import as_index_array, check_pairs, group_pairs
 
 __all__ = ["PairedKFold", "PairedShuffleSplit", "split_pairs", "to_row_aligned"]
 
@@ -28,7 +30,7 @@ class _PairedSplitter(BaseCrossValidator):
         y : array-like of shape (n, d_y), default=None
             Second view.
         groups : array-like of shape (n,), default=None
-            Rows of one group stay on one side, such as the captions of one image; see :func:`to_row_aligned`.
+            Pairs of one group stay on one side, such as the captions of one image; see :func:`to_row_aligned`.
         paired_idx : bool (n,), default=None
             Which rows are pairs, if the constructor was not told; routed by scikit-learn where metadata routing is on.
 
@@ -44,9 +46,10 @@ class _PairedSplitter(BaseCrossValidator):
         ValueError
             If the mask does not fit, or there are fewer pairs (or groups of them) than parts.
         """
-        n = len(X) if hasattr(X, "__len__") else X.shape[0]
+        n = _num_samples(X)
+        check_consistent_length(X, y, groups)
         pairs = np.flatnonzero(self._mask(X, y, paired_idx, n))
-        of_pairs = None if groups is None else np.asarray(groups)[pairs]
+        of_pairs = None if groups is None else np.asarray(to_numpy(groups))[pairs]
         for test in self._tests(pairs, of_pairs):
             yield np.setdiff1d(np.arange(n), test), np.sort(test)
 
@@ -67,21 +70,22 @@ class _PairedSplitter(BaseCrossValidator):
     def _mask(self, X, y, paired_idx, n):
         given = self.paired if self.paired is not None else paired_idx
         if given is None:
-            return ~missing_in_any(n, to_numpy(X), to_numpy(y))
-        mask = np.asarray(to_numpy(given))
+            return ~missing_in_any(n, X, y)
+        mask = as_index_array(to_numpy(given))
         if mask.dtype != bool or mask.shape != (n,):
+            hint = "" if mask.dtype == bool else f" For row numbers pass np.isin(np.arange({n}), rows)."
             raise ValueError(
                 f"{type(self).__name__} needs a boolean mask with one entry a row, shape ({n},), but it got {mask.dtype} of "
-                f"shape {mask.shape}. For row numbers pass np.isin(np.arange({n}), rows)."
+                f"shape {mask.shape}.{hint}"
             )
         return mask
 
     def _refuse_few(self, n_found, n_needed, groups):
         if n_found < n_needed:
             kind = "pairs" if groups is None else "groups of pairs"
+            step = "Lower `n_splits`" if n_found >= 2 else "Add pairs"
             raise ValueError(
-                f"{type(self).__name__} needs at least {n_needed} {kind}, but there are {n_found}. Lower `n_splits`, or "
-                "check the mask."
+                f"{type(self).__name__} needs at least {n_needed} {kind}, but there are {n_found}. {step}, or check the mask."
             )
 
 
@@ -89,7 +93,8 @@ class PairedKFold(_PairedSplitter):
     """K folds over the pairs; unpaired rows stand in every training part.
 
     Every test part holds equally many pairs, since recall at k falls as the gallery grows: pairs left over by the division
-    are in no test part. With `groups`, the parts are as equal as whole groups allow.
+    are in no test part. With `groups`, the parts are as equal as whole groups allow, or, shuffled, hold equally many groups;
+    then compare recalls on galleries of one size, see :func:`skalign.metrics.make_retrieval_scorer`.
 
     Parameters
     ----------
@@ -115,15 +120,16 @@ class PairedKFold(_PairedSplitter):
     """
 
     def __init__(self, n_splits=5, *, paired=None, shuffle=False, random_state=None):
-        if not isinstance(n_splits, Integral) or n_splits < 2:
-            raise ValueError(f"`n_splits` must be an integer of at least 2, but it is {n_splits!r}.")
+        _check_n_splits(n_splits, 2)
+        if random_state is not None and not shuffle:
+            raise ValueError("`random_state` has no effect without `shuffle`. Set shuffle=True, or leave it at None.")
         self.n_splits = n_splits
         self.paired = paired
         self.shuffle = shuffle
         self.random_state = random_state
 
     def _tests(self, pairs, groups):
-        settings = {"shuffle": self.shuffle, "random_state": self.random_state if self.shuffle else None}
+        settings = {"shuffle": self.shuffle, "random_state": self.random_state}
         if groups is None:
             self._refuse_few(len(pairs), self.n_splits, groups)
             size = len(pairs) // self.n_splits
@@ -159,6 +165,7 @@ class PairedShuffleSplit(_PairedSplitter):
     """
 
     def __init__(self, n_splits=10, *, test_size=0.1, paired=None, random_state=None):
+        _check_n_splits(n_splits, 1)
         self.n_splits = n_splits
         self.test_size = test_size
         self.paired = paired
@@ -170,6 +177,11 @@ class PairedShuffleSplit(_PairedSplitter):
         splitter = kind(self.n_splits, test_size=self.test_size, random_state=self.random_state)
         for _, test in splitter.split(pairs, groups=groups):
             yield pairs[test]
+
+
+def _check_n_splits(n_splits, least):
+    if not isinstance(n_splits, Integral) or isinstance(n_splits, bool) or n_splits < least:
+        raise ValueError(f"`n_splits` must be an integer of at least {least}, but it is {n_splits!r}.")
 
 
 def split_pairs(paired_idx, *, test_size=0.2, random_state=None):
@@ -216,6 +228,9 @@ def split_pairs(paired_idx, *, test_size=0.2, random_state=None):
 def to_row_aligned(X, Y, paired_idx, *, X_unpaired=None, Y_unpaired=None):
     """Two views with explicit pairs as one table, whose rows follow scikit-learn's folds.
 
+    A row in several pairs is repeated: it weighs as often in `fit`, and for `score` its copies are rivals of one another, so
+    score such tables by :func:`skalign.metrics.make_retrieval_scorer`, which takes equal rows for one.
+
     Parameters
     ----------
     X, Y : array-like of shape (n_x, d_x) and (n_y, d_y)
@@ -247,8 +262,9 @@ def to_row_aligned(X, Y, paired_idx, *, X_unpaired=None, Y_unpaired=None):
     """
     X, Y = (check_array(to_numpy(Z), dtype=[np.float64, np.float32], input_name=n) for Z, n in ((X, "X"), (Y, "Y")))
     pairs = check_pairs(_explicit(paired_idx), len(X), len(Y))
-    x_free = [np.delete(X, pairs[:, 0], axis=0), *_pool(X_unpaired, X)]
-    y_free = [np.delete(Y, pairs[:, 1], axis=0), *_pool(Y_unpaired, Y)]
+    pools = check_pool(X_unpaired, "X", X.shape[1], None), check_pool(Y_unpaired, "Y", Y.shape[1], None)
+    x_free = [np.delete(X, pairs[:, 0], axis=0), *([] if pools[0] is None else [pools[0].astype(X.dtype)])]
+    y_free = [np.delete(Y, pairs[:, 1], axis=0), *([] if pools[1] is None else [pools[1].astype(Y.dtype)])]
     n_x, n_y = sum(map(len, x_free)), sum(map(len, y_free))
     X_rows = np.concatenate([X[pairs[:, 0]], *x_free, np.full((n_y, X.shape[1]), np.nan, dtype=X.dtype)])
     Y_rows = np.concatenate([Y[pairs[:, 1]], np.full((n_x, Y.shape[1]), np.nan, dtype=Y.dtype), *y_free])
@@ -258,14 +274,9 @@ def to_row_aligned(X, Y, paired_idx, *, X_unpaired=None, Y_unpaired=None):
 
 def _explicit(paired_idx):
     pairs = np.asarray(to_numpy(paired_idx))
-    if pairs.ndim != 2 or pairs.shape[1] != 2 or not np.issubdtype(pairs.dtype, np.integer):
+    if pairs.ndim != 2 or pairs.shape[1] != 2 or len(pairs) == 0 or not np.issubdtype(pairs.dtype, np.integer):
         raise ValueError(
             f"`paired_idx` must hold integers of shape (p, 2), (row of X, row of Y), but it holds {pairs.dtype} of shape "
             f"{pairs.shape}. For rows paired with themselves pass np.column_stack([rows, rows])."
         )
     return pairs
-
-
-def _pool(pool, view):
-    """The pool as a list of one array like the view, or of none."""
-    return [] if pool is None else [check_array(to_numpy(pool), dtype=view.dtype)]

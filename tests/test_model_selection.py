@@ -1,16 +1,19 @@
 """Splits over pairs and scorers: what is tested, what is trained on, and searches with and without routing."""
 
+import pickle
+from copy import deepcopy
+
 import numpy as np
 import pandas as pd
 import pytest
 import sklearn
 import torch
-from numpy.testing import assert_array_equal
+from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.model_selection import GridSearchCV, KFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Normalizer, StandardScaler
 
-from skalign import CCATeacher, SOTAlign, metrics
+from skalign import CCATeacher, ProcrustesTeacher, SOTAlign, metrics
 from skalign.datasets import make_two_views
 from skalign.model_selection import PairedKFold, PairedShuffleSplit, split_pairs, to_row_aligned
 
@@ -57,7 +60,18 @@ def test_nan_rows_in_either_view_are_unpaired(splitter):
     assert {row for _, test in PairedKFold(3).split(X, Y) for row in test} >= {8}
 
 
-@pytest.mark.parametrize("form", [torch.from_numpy, pd.Series, np.ndarray.tolist])
+@pytest.mark.parametrize("form", [np.array, pd.DataFrame, lambda Y: pd.DataFrame(Y).astype("Float64"), torch.tensor])
+@pytest.mark.parametrize("width", [1, 3])
+def test_missing_rows_are_those_that_fit_sees(form, width):
+    Y = 1 + np.arange(20.0)[:, None] % np.arange(3, 3 + width)
+    Y[12:] = np.nan
+    Y = form(Y)
+    tested = np.concatenate([test for _, test in PairedKFold(3).split(np.ones((20, 2)), Y)])
+    assert_array_equal(np.sort(tested), np.arange(12))
+    assert CCATeacher(1).fit(np.arange(40.0).reshape(20, 2) % 7, Y).n_pairs_ == 12
+
+
+@pytest.mark.parametrize("form", [torch.from_numpy, pd.Series, np.ndarray.tolist, lambda mask: mask.astype(object)])
 def test_masks_of_any_kind_are_read(form):
     expected = [test.tolist() for _, test in PairedKFold(3, paired=MASK).split(np.zeros(N))]
     assert [test.tolist() for _, test in PairedKFold(3, paired=form(MASK)).split(np.zeros(N))] == expected
@@ -83,6 +97,17 @@ def test_bad_masks_and_too_few_pairs_are_refused():
         next(PairedKFold(3, paired=MASK).split(np.zeros(N), groups=np.zeros(N)))
     with pytest.raises(ValueError, match="`n_splits` must be an integer of at least 2, but it is 1"):
         PairedKFold(1)
+    with pytest.raises(ValueError, match="`n_splits` must be an integer of at least 1, but it is 0"):
+        PairedShuffleSplit(0)
+    with pytest.raises(ValueError, match="`random_state` has no effect without `shuffle`"):
+        PairedKFold(3, random_state=0)
+    for splitter in (PairedKFold(2, paired=[True, False]), PairedShuffleSplit(2, paired=[True, False])):
+        with pytest.raises(ValueError, match="at least 2 pairs, but there are 1. Add pairs"):
+            next(splitter.split(np.zeros((2, 3))))
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        next(PairedKFold(2, paired=MASK).split(np.zeros(N), groups=np.zeros(N + 1)))
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        next(PairedKFold(2, paired=MASK).split(np.zeros(N), np.zeros(N - 1)))
 
 
 def test_a_naive_search_scores_unpaired_rows_and_the_paired_one_does_not(table):
@@ -116,7 +141,16 @@ def test_a_table_with_missing_partners_needs_no_mask(table):
     assert search.best_score_ > 0.6
 
 
-def test_a_table_fits_as_explicit_pairs_do():
+def test_a_table_of_one_to_one_pairs_fits_as_the_views_do():
+    data = make_two_views(30, 12, 9, 10, random_state=0)
+    expected = SOTAlign(max_iter=2, random_state=0).fit(data.X, data.Y, data.paired_idx).transform(data.X_test)
+    pairs = np.column_stack([np.arange(30)] * 2)
+    X_rows, Y_rows, groups = to_row_aligned(data.X, data.Y, pairs)
+    assert_allclose(SOTAlign(max_iter=2, random_state=0).fit(X_rows, Y_rows).transform(data.X_test), expected)
+    assert_array_equal(groups, np.arange(30 + 12 + 9))
+
+
+def test_a_table_holds_every_pair_and_every_free_row():
     data = make_two_views(30, 12, 9, 10, random_state=0)
     pairs = np.concatenate([data.paired_idx, [[0, 5], [7, 2]]])
     pools = {"X_unpaired": data.X_test[:4], "Y_unpaired": data.Y_test[4:]}
@@ -141,6 +175,10 @@ def test_pairs_that_cannot_be_split_are_refused():
         split_pairs([[0, 0], [0, 1]])
     with pytest.raises(ValueError, match="integers of shape .p, 2.*holds int64 of shape .3,."):
         split_pairs([0, 1, 2])
+    with pytest.raises(ValueError, match="integers of shape .p, 2.*of shape .0, 2."):
+        split_pairs(np.empty((0, 2), dtype=int))
+    with pytest.raises(ValueError, match="`X_unpaired` must have the columns of X, 3, but it has 7"):
+        to_row_aligned(np.eye(3), np.eye(3), [[0, 0]], X_unpaired=np.ones((2, 7)))
     with pytest.raises(ValueError, match="`paired_idx` points to row 9 of X, but X has 3 rows"):
         to_row_aligned(np.eye(3), np.eye(3), [[9, 0]])
 
@@ -173,6 +211,11 @@ def test_a_scorer_finds_the_aligner_in_a_pipeline(table):
     alone = CCATeacher(reg=0.1).fit(StandardScaler().fit_transform(X), Y, mask)
     expected = scorer(alone, StandardScaler().fit(X).transform(X), Y, paired_idx=mask)
     assert scorer(pipeline, X, Y, paired_idx=mask) == pytest.approx(expected)
+    nested = make_pipeline(StandardScaler(), make_pipeline(StandardScaler(), CCATeacher(reg=0.1)))
+    X_pairs, Y_pairs = X[mask], Y[mask]
+    nested.fit(X_pairs, Y_pairs)
+    plain = make_pipeline(StandardScaler(), CCATeacher(reg=0.1)).fit(X_pairs, Y_pairs)
+    assert scorer(nested, X_pairs, Y_pairs) == pytest.approx(scorer(plain, X_pairs, Y_pairs))
     with pytest.raises(ValueError, match="needs an aligner, which has `transform_y`"):
         scorer(StandardScaler().fit(X), X, Y)
 
@@ -185,8 +228,55 @@ def test_a_smaller_gallery_scores_higher_and_the_same_each_time(table):
     assert small(aligner, X, Y, paired_idx=mask) > full(aligner, X, Y, paired_idx=mask)
     with pytest.raises(ValueError, match="`gallery_size` is 61, but the part to score has 60 pairs"):
         metrics.make_retrieval_scorer(gallery_size=61)(aligner, X, Y, paired_idx=mask)
-    with pytest.raises(ValueError, match="`metric` must be one of .*but it is 'recall'"):
-        metrics.make_retrieval_scorer("recall")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"metric": "recall"}, "`metric` must be one of .*but it is 'recall'"),
+        ({"metric": ["foscttm"]}, "`metric` must be one of"),
+        ({"metric": "foscttm", "k": 5}, "foscttm takes no arguments here, but got ..k.."),
+        ({"sample_weight": [1]}, "takes .'direction', 'k'. here"),
+        ({"gallery_size": 0}, "`gallery_size` must be an integer of at least 1, or None, but it is 0"),
+        ({"gallery_size": 0.5}, "`gallery_size` must be an integer"),
+    ],
+)
+def test_a_scorer_that_cannot_be_is_refused_at_once(settings, message):
+    with pytest.raises(ValueError, match=message):
+        metrics.make_retrieval_scorer(**settings)
+
+
+def test_copies_of_an_image_are_one_row_with_several_matches(rng):
+    images = rng.standard_normal((40, 6))
+    texts = np.repeat(images, 5, axis=0) + 0.001 * rng.standard_normal((200, 6))
+    X_rows, Y_rows, groups = to_row_aligned(
+        images, texts, np.column_stack([np.repeat(np.arange(40), 5), np.arange(200)])
+    )
+    scores = cross_val_score(
+        ProcrustesTeacher(), X_rows, Y_rows, groups=groups, cv=PairedKFold(4), scoring=metrics.make_retrieval_scorer()
+    )
+    assert_array_equal(scores, 1)
+
+
+def test_the_routed_mask_reaches_the_scorer(table):
+    X, Y, mask = table
+    scorer = metrics.make_retrieval_scorer()
+    with sklearn.config_context(enable_metadata_routing=True):
+        settings = {"cv": KFold(4), "params": {"paired_idx": mask}}
+        expected = cross_val_score(CCATeacher(reg=0.1), X, Y, **settings)
+        assert_array_equal(cross_val_score(CCATeacher(reg=0.1), X, Y, scoring=scorer, **settings), expected)
+        search = GridSearchCV(
+            CCATeacher(), {"reg": [0.1]}, cv=PairedKFold(3), scoring=pickle.loads(pickle.dumps(scorer))
+        )
+        assert 0.5 < search.fit(X, Y, paired_idx=mask).score(X, Y, paired_idx=mask) <= 1
+
+
+@pytest.mark.parametrize("splitter", [PairedKFold(3, paired=MASK), PairedShuffleSplit(3, paired=MASK, random_state=0)])
+def test_splitters_are_printed_and_pickled(splitter):
+    assert repr(splitter).startswith(f"{type(splitter).__name__}(n_splits=3")
+    for copy in (pickle.loads(pickle.dumps(splitter)), deepcopy(splitter)):
+        for actual, desired in zip(copy.split(np.zeros(N)), splitter.split(np.zeros(N)), strict=True):
+            assert_array_equal(actual[1], desired[1])
 
 
 @pytest.mark.parametrize("routing", [False, True])

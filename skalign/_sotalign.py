@@ -21,6 +21,7 @@ from ._trained import ContrastiveTeacher, TrainedAligner, two
 
 _TEACHERS = {"cca": CCATeacher, "procrustes": ProcrustesTeacher, "contrastive": ContrastiveTeacher}
 _UNEVEN = 20  # ratio of the outer deciles of column deviations above which a view counts as features of mixed units
+_TEACHER_WEIGHT = 0.4  # where there are unpaired rows to train on
 _SHARED = (  # settings that SOTAlign hands on to its second stage as they are
     "alpha",
     "divergence",
@@ -325,8 +326,9 @@ class SOTAlign(BaseAligner):
         Divergence on unpaired batches.
     epsilon, epsilon_teacher : float, default=0.1 and 0.02
         Entropic temperatures of the student's and of the teacher's plan.
-    teacher_weight : float, default=0.4
-        Share of the teacher in the final heads, 0 to 1, see :class:`SOTAlignTransformer`.
+    teacher_weight : float or "auto", default="auto"
+        Share of the teacher in the final heads, 0 to 1, see :class:`SOTAlignTransformer`. "auto" is 0.4, and 1 if there is
+        no unpaired row in either view: on the pairs alone, heads only overfit.
     hubness_correction : bool, default=True
         Let cosines tell how near two rows are beyond how near each is to the other view in general (CSLS / 4), as
         :class:`HubnessCorrection` does; `transform` then has four more columns.
@@ -398,6 +400,7 @@ class SOTAlign(BaseAligner):
         "teacher": [StrOptions({"auto", *_TEACHERS}), HasMethods(["fit", "transform", "transform_y"])],
         "x_transformer": [StrOptions({"auto"}), HasMethods(["fit", "transform"]), None],
         "y_transformer": [StrOptions({"auto"}), HasMethods(["fit", "transform"]), None],
+        "teacher_weight": [Interval(Real, 0, 1, closed="both"), StrOptions({"auto"})],
         "hubness_correction": ["boolean"],
     }
 
@@ -411,7 +414,7 @@ class SOTAlign(BaseAligner):
         divergence="klot",
         epsilon=0.1,
         epsilon_teacher=0.02,
-        teacher_weight=0.4,
+        teacher_weight="auto",
         hubness_correction=True,
         n_components=None,
         head="linear",
@@ -473,6 +476,8 @@ class SOTAlign(BaseAligner):
         self.x_transformer_ = _fit_transformer(self.x_transformer, views.X_all)
         self.y_transformer_ = _fit_transformer(self.y_transformer, views.Y_all)
         settings = {name: getattr(self, name) for name in _SHARED}
+        if self.teacher_weight == "auto":
+            settings["teacher_weight"] = _TEACHER_WEIGHT if len(views.X_unpaired) + len(views.Y_unpaired) else 1.0
         self.aligner_ = SOTAlignTransformer(teacher=self._teacher(), **settings).fit(
             _apply(self.x_transformer_, views.X),
             _apply(self.y_transformer_, views.Y),

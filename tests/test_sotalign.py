@@ -72,6 +72,15 @@ def test_the_teacher_weight_leaves_heads_alone_that_started_elsewhere(data):
     assert_array_equal(fitted(data, init="random", teacher_weight=0.4).transform(data.X_test), expected)
 
 
+def test_without_unpaired_rows_sotalign_is_its_teacher(data):
+    p = len(data.paired_idx)
+    settings = {"max_iter": 3, "random_state": 0, "hubness_correction": False}
+    aligner = SOTAlign(**settings).fit(data.X[:p], data.Y[:p])
+    assert_allclose(aligner.transform(data.X_test), aligner.teacher_.transform(data.X_test), **LAW[np.float32])
+    one_more = SOTAlign(**settings).fit(data.X[:p], data.Y[:p], Y_unpaired=data.Y[p : p + 1])
+    assert np.abs(one_more.transform(data.X_test) - one_more.teacher_.transform(data.X_test)).max() > 1e-3
+
+
 def test_heads_that_torch_cannot_copy_are_trained(data):
     class Head(torch.nn.Linear):
         def __init__(self, d_in, d_out):

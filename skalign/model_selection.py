@@ -161,7 +161,7 @@ class PairedShuffleSplit(_PairedSplitter):
     >>> from skalign.model_selection import PairedShuffleSplit
     >>> splitter = PairedShuffleSplit(2, test_size=1, paired=np.array([True, False, True]), random_state=0)
     >>> [test.tolist() for train, test in splitter.split(np.zeros((3, 2)))]
-    [[2], [2]]
+    [[2], [0]]
     """
 
     def __init__(self, n_splits=10, *, test_size=0.1, paired=None, random_state=None):

@@ -13,7 +13,7 @@ from ._core.ranks import recalls
 from ._core.rows import normalize_rows
 from ._pairs import judge_pairs, missing_rows
 
-_FLOATS = [np.float32, np.float64]  # in this order, so that float16 becomes float32
+FLOATS = [np.float32, np.float64]  # in this order, so that float16 becomes float32
 
 
 def all_or_nothing(fit):
@@ -162,7 +162,7 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     def _judge(self, X, Y, paired_idx, X_unpaired, Y_unpaired):
         """Check everything `fit` was given; returns `PairedViews` in float32 or float64."""
         Y = self._required(Y)
-        X = validate_data(self, to_numpy(X), dtype=_FLOATS, ensure_all_finite="allow-nan")
+        X = validate_data(self, to_numpy(X), dtype=FLOATS, ensure_all_finite="allow-nan")
         Y = self._check_y(Y, allow_nan=True, reset=True)
         X_pool = check_pool(X_unpaired, "X", X.shape[1], getattr(self, "feature_names_in_", None))
         Y_pool = check_pool(Y_unpaired, "Y", Y.shape[1], getattr(self, "feature_names_in_y_", None))
@@ -195,13 +195,13 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         return self._scaled(Y) - self.y_mean_.astype(Y.dtype)
 
     def _check_x(self, X, allow_nan=False):
-        X = validate_data(self, to_numpy(X), reset=False, dtype=_FLOATS, ensure_all_finite="allow-nan")
+        X = validate_data(self, to_numpy(X), reset=False, dtype=FLOATS, ensure_all_finite="allow-nan")
         return X if allow_nan else _refuse_nan(X, "X")
 
     def _check_y(self, Y, allow_nan=False, reset=False):
         names = _get_feature_names(Y)
         checks = {"ensure_2d": False, "ensure_all_finite": "allow-nan", "input_name": "Y", "estimator": self}
-        Y = check_array(to_numpy(Y), dtype=_FLOATS, **checks)
+        Y = check_array(to_numpy(Y), dtype=FLOATS, **checks)
         Y = Y.reshape(-1, 1) if Y.ndim == 1 else Y
         if reset:
             self.n_features_in_y_ = Y.shape[1]
@@ -258,7 +258,7 @@ def check_pool(pool, name, n_features, feature_names):
     shape = getattr(pool, "shape", None) or (len(pool),)
     if shape[0] == 0:
         raise ValueError(f"`{name}_unpaired` has 0 rows. Pass at least one unpaired row, or leave it out (None).")
-    pool = check_array(to_numpy(pool), dtype=_FLOATS, input_name=f"{name}_unpaired")
+    pool = check_array(to_numpy(pool), dtype=FLOATS, input_name=f"{name}_unpaired")
     if pool.shape[1] != n_features:
         raise ValueError(
             f"`{name}_unpaired` must have the columns of {name}, {n_features}, but it has {pool.shape[1]}. "
@@ -273,7 +273,7 @@ def missing_in_any(n_rows, *views):
     for view in views:
         if view is not None:
             try:
-                view = check_array(to_numpy(view), dtype=_FLOATS, ensure_2d=False, ensure_all_finite="allow-nan")
+                view = check_array(to_numpy(view), dtype=FLOATS, ensure_2d=False, ensure_all_finite="allow-nan")
             except (TypeError, ValueError):  # no numbers: what an earlier step of a pipeline is to read
                 continue
             missing |= missing_rows(view.reshape(len(view), -1))

@@ -50,22 +50,22 @@ class PairedViews:
     @property
     def X_unpaired(self):
         """Free rows of X, then its pool, shape (u_x + q_x, d_x)."""
-        return _stack(self.X[self.x_free], self.X_pool)
+        return stack(self.X[self.x_free], self.X_pool)
 
     @property
     def Y_unpaired(self):
         """Free rows of Y, then its pool, shape (u_y + q_y, d_y)."""
-        return _stack(self.Y[self.y_free], self.Y_pool)
+        return stack(self.Y[self.y_free], self.Y_pool)
 
     @property
     def X_all(self):
         """Each present row of X once, then its pool."""
-        return _stack(self.X[~missing_rows(self.X)], self.X_pool)
+        return stack(self.X[~missing_rows(self.X)], self.X_pool)
 
     @property
     def Y_all(self):
         """Each present row of Y once, then its pool."""
-        return _stack(self.Y[~missing_rows(self.Y)], self.Y_pool)
+        return stack(self.Y[~missing_rows(self.Y)], self.Y_pool)
 
 
 def judge_pairs(X, Y, paired_idx=None, X_pool=None, Y_pool=None):
@@ -274,5 +274,6 @@ def _free_rows(missing, paired_rows):
     return np.flatnonzero(free)
 
 
-def _stack(rows, pool):
+def stack(rows, pool):
+    """Rows, then those of a pool if there is one."""
     return rows if pool is None else np.concatenate([rows, pool])

@@ -15,7 +15,7 @@ from ._core.search import largest_products
 class CrossModalRetriever(BaseEstimator):
     """Nearest rows of a gallery of one view for queries of the other, exact, by cosine in the shared space.
 
-    The gallery is embedded once. Search walks through it in blocks, in memory that does not grow with gallery or queries.
+    The gallery is embedded once. Search walks through it in blocks, beside which it holds only what it returns.
 
     Parameters
     ----------

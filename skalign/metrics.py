@@ -1,21 +1,15 @@
-"""Retrieval metrics of two embedded views, and scorers that ask an aligner for them. Knows scikit-learn, not torch.
-
-Ranks come from the core, pairs from their judge.
-"""
+"""Retrieval metrics of two embedded views, and scorers of them. Ranks come from the core, pairs from their judge."""
 
 import inspect
 from numbers import Integral
 
 import numpy as np
-from sklearn.pipeline import Pipeline
-from sklearn.utils import _safe_indexing, check_array, check_random_state
-from sklearn.utils.metadata_routing import MetadataRequest
-from sklearn.utils.validation import _num_samples
+from sklearn.utils import check_array
 
 from ._arrays import to_numpy
-from ._base import missing_in_any
 from ._core.ranks import best_match_ranks
 from ._pairs import check_pairs
+from ._scorers import RetrievalScorer
 
 __all__ = [
     "foscttm",
@@ -323,84 +317,7 @@ def make_retrieval_scorer(metric="recall_at_k", *, gallery_size=None, random_sta
         raise ValueError(f"{metric} takes {sorted(taken) or 'no arguments'} here, but got {sorted(arguments)}.")
     if gallery_size is not None and not (isinstance(gallery_size, Integral) and gallery_size >= 1):
         raise ValueError(f"`gallery_size` must be an integer of at least 1, or None, but it is {gallery_size!r}.")
-    return _RetrievalScorer(metric, gallery_size, random_state, arguments)
-
-
-class _RetrievalScorer:
-    """See `make_retrieval_scorer`."""
-
-    def __init__(self, metric, gallery_size, random_state, arguments):
-        self.metric, self.gallery_size, self.random_state, self.arguments = (
-            metric,
-            gallery_size,
-            random_state,
-            arguments,
-        )
-
-    def get_metadata_routing(self):
-        """What scikit-learn hands on to a call: the mask."""
-        request = MetadataRequest(owner=type(self).__name__)
-        request.score.add_request(param="paired_idx", alias=True)
-        return request
-
-    def __repr__(self):
-        settings = {"gallery_size": self.gallery_size, "random_state": self.random_state} | self.arguments
-        return f"make_retrieval_scorer({self.metric!r}, {', '.join(f'{k}={v!r}' for k, v in settings.items())})"
-
-    def __call__(self, estimator, X, y, paired_idx=None):
-        n_x, n_y = _num_samples(X), _num_samples(y)
-        if paired_idx is None and n_x == n_y:
-            paired_idx = ~missing_in_any(n_x, X, y)
-        pairs = check_pairs(to_numpy(paired_idx), n_x, n_y)
-        if self.gallery_size is not None:
-            if len(pairs) < self.gallery_size:
-                raise ValueError(
-                    f"`gallery_size` is {self.gallery_size}, but the part to score has {len(pairs)} pairs. Lower it, or "
-                    "use fewer folds."
-                )
-            chosen = check_random_state(self.random_state).permutation(len(pairs))[: self.gallery_size]
-            pairs = pairs[np.sort(chosen)]
-        x_rows, x_of = _distinct(X, pairs[:, 0])
-        y_rows, y_of = _distinct(y, pairs[:, 1])
-        F, G = estimator.transform(x_rows), _embed_y(estimator, y_rows)
-        function, sign = _SCORED[self.metric]
-        return sign * function(F, G, np.column_stack([x_of, y_of]), **self.arguments)
-
-
-def _distinct(view, rows):
-    """The distinct ones among some rows of a view, and which of them each row is."""
-    rows, of = np.unique(rows, return_inverse=True)
-    view = _safe_indexing(view, rows)
-    values = np.asarray(to_numpy(view))
-    if values.dtype == object:  # text or mixed columns, which have no order to find equals by
-        return view, of
-    _, first, same = np.unique(values.reshape(len(values), -1), axis=0, return_index=True, return_inverse=True)
-    return _safe_indexing(view, first), same.ravel()[of]
-
-
-def _embed_y(estimator, Y):
-    """Rows of Y in the space in which a fitted estimator puts X."""
-    G = _find_and_embed_y(estimator, Y)
-    if G is None:
-        raise ValueError(
-            f"The scorer needs an aligner, which has `transform_y`, but found none in {estimator!r}. Score an aligner, or "
-            "a Pipeline that holds one."
-        )
-    return G
-
-
-def _find_and_embed_y(estimator, Y):
-    """`_embed_y`, or None if there is no aligner."""
-    estimator = getattr(estimator, "best_estimator_", estimator)
-    if not isinstance(estimator, Pipeline):
-        return estimator.transform_y(Y) if hasattr(estimator, "transform_y") else None
-    G = None
-    for _, step in estimator.steps:
-        if G is None:
-            G = _find_and_embed_y(step, Y)
-        elif step not in (None, "passthrough"):
-            G = step.transform(G)
-    return G
+    return RetrievalScorer(metric, *_SCORED[metric], gallery_size, random_state, arguments)
 
 
 def _check_views(F, G, paired_idx):

@@ -8,8 +8,8 @@ from sklearn.utils import check_array, check_consistent_length
 from sklearn.utils.validation import _num_samples
 
 from ._arrays import to_numpy
-from ._base import check_pool, missing_in_any
-from ._pairs import as_index_array, check_pairs, group_pairs
+from ._base import FLOATS, check_pool, missing_in_any
+from ._pairs import as_index_array, check_pairs, group_pairs, stack
 
 __all__ = ["PairedKFold", "PairedShuffleSplit", "split_pairs", "to_row_aligned"]
 
@@ -260,16 +260,14 @@ def to_row_aligned(X, Y, paired_idx, *, X_unpaired=None, Y_unpaired=None):
     >>> Y_rows.ravel(), groups
     (array([ 1.,  1., nan, nan]), array([0, 0, 1, 2]))
     """
-    X, Y = (check_array(to_numpy(Z), dtype=[np.float64, np.float32], input_name=n) for Z, n in ((X, "X"), (Y, "Y")))
+    X, Y = (check_array(to_numpy(Z), dtype=FLOATS, input_name=n) for Z, n in ((X, "X"), (Y, "Y")))
     pairs = check_pairs(_explicit(paired_idx), len(X), len(Y))
     pools = check_pool(X_unpaired, "X", X.shape[1], None), check_pool(Y_unpaired, "Y", Y.shape[1], None)
-    x_free = [np.delete(X, pairs[:, 0], axis=0), *([] if pools[0] is None else [pools[0].astype(X.dtype)])]
-    y_free = [np.delete(Y, pairs[:, 1], axis=0), *([] if pools[1] is None else [pools[1].astype(Y.dtype)])]
-    n_x, n_y = sum(map(len, x_free)), sum(map(len, y_free))
-    X_rows = np.concatenate([X[pairs[:, 0]], *x_free, np.full((n_y, X.shape[1]), np.nan, dtype=X.dtype)])
-    Y_rows = np.concatenate([Y[pairs[:, 1]], np.full((n_x, Y.shape[1]), np.nan, dtype=Y.dtype), *y_free])
+    x_free, y_free = (stack(np.delete(Z, pairs[:, column], axis=0), pools[column]) for column, Z in enumerate((X, Y)))
+    X_rows = np.concatenate([X[pairs[:, 0]], x_free, np.full((len(y_free), X.shape[1]), np.nan, dtype=X.dtype)])
+    Y_rows = np.concatenate([Y[pairs[:, 1]], np.full((len(x_free), Y.shape[1]), np.nan, dtype=Y.dtype), y_free])
     groups = group_pairs(pairs)
-    return X_rows, Y_rows, np.concatenate([groups, groups.max() + 1 + np.arange(n_x + n_y)])
+    return X_rows, Y_rows, np.concatenate([groups, groups.max() + 1 + np.arange(len(x_free) + len(y_free))])
 
 
 def _explicit(paired_idx):

@@ -182,3 +182,12 @@ def test_each_measurement_is_a_process_and_a_line_of_the_table(tmp_path, monkeyp
         assert row["gradient_error"] < 1e-2
     ratio = f"{features['seconds'] / dense['seconds']:.2g}"
     assert f"| iid | 70 | features | 1 | {features['seconds']:.3g} | {ratio} |" in capsys.readouterr().out
+
+
+def test_both_searches_find_the_same_rows(monkeypatch, capsys):
+    retrieval = benchmark("retrieval")
+    monkeypatch.setattr(sys, "argv", ["retrieval.py", "--gallery", "300", "--queries", "20", "--dim", "8"])
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    retrieval.main()
+    rows = [line.split("|")[-2].strip() for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert rows[1:] == ["1.0000", "1.0000"]

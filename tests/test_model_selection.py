@@ -163,6 +163,12 @@ def test_a_table_holds_every_pair_and_every_free_row():
     assert len(groups) == len(X_rows) == len(Y_rows) == 32 + 12 + 4 + 9 + 6
 
 
+def test_a_table_of_half_precision_is_float32():
+    half = np.eye(4, dtype=np.float16)
+    X_rows, Y_rows, _ = to_row_aligned(half, half, [[0, 1]], X_unpaired=half)
+    assert X_rows.dtype == Y_rows.dtype == np.float32
+
+
 def test_pairs_that_share_rows_are_split_together(rng):
     pairs = np.column_stack([np.repeat(np.arange(40), 5), np.arange(200)])  # five captions an image
     train, test = split_pairs(pairs, test_size=0.25, random_state=0)

@@ -571,17 +571,17 @@ def _solve_columns(model, state, b, wanted):
         off = (b * (sums / target - 1)).abs().sum()
         objective = target @ move - model.a @ row_sums.log2()
         error, dual, size = torch.stack([off / b.sum(), objective / b.sum(), move.abs().max()]).tolist()
+        residual = target.log2() - sums.log2()
+        if memory.is_astray(error, dual, move + residual):
+            move, memory = memory.safe_psi, _Memory(memory.safe_psi)
+            continue
         if size > model.reach:
             return move.clamp(-model.reach, model.reach)
         if error < lowest:
             lowest, found = error, move
         if error <= wanted:
             break
-        residual = target.log2() - sums.log2()
-        if memory.is_astray(error, dual, move + residual):
-            move, memory = memory.safe_psi, _Memory(memory.safe_psi)
-        else:
-            move = memory.anderson.step(move, residual, weight=b) if error < 0.5 else move + residual
+        move = memory.anderson.step(move, residual, weight=b) if error < 0.5 else move + residual
     return found
 
 

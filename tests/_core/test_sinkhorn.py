@@ -406,6 +406,21 @@ def test_large_entries_are_the_plan_above_their_threshold(rng, monkeypatch):
         assert_allclose(kept.column_sums(a), a @ P, **LAW[np.float64])
 
 
+def test_a_large_step_of_the_acceleration_is_not_taken_for_the_reach_of_the_model(monkeypatch):
+    monkeypatch.setattr(module, "_ROOM", {"cpu": 1 << 14})
+    generator = torch.Generator().manual_seed(0)
+
+    def unit_normal(n):
+        return torch.nn.functional.normalize(torch.randn(n, 32, generator=generator), dim=1)
+
+    centres = unit_normal(16)
+    F, G = (centres[torch.randint(16, (1024,), generator=generator)] + 0.7 * unit_normal(1024) for _ in range(2))
+    F, G = (torch.nn.functional.normalize(Z, dim=1) for Z in (F, G))
+    result = sinkhorn_from_features(F, G, 0.05, tol=1e-4)
+    assert result.converged
+    assert result.n_iter <= 12  # 9; where such a step ended the solution on the model, 16
+
+
 def test_start_at_the_solution_is_the_solution(rng):
     K, b = cosines(rng), weights(rng, 11)
     cold = solved(K, 0.05, None, b, tol=1e-9)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # for editors and type checkers, which do not run __getattr__
     from . import baselines, datasets, losses, metrics, model_selection
+    from ._files import load
     from ._hubness import HubnessCorrection
     from ._retrieval import CrossModalRetriever
     from ._show_versions import show_versions
@@ -22,6 +23,7 @@ _HOMES = {
     "ProcrustesTeacher": "_teachers",
     "SOTAlign": "_sotalign",
     "SOTAlignTransformer": "_sotalign",
+    "load": "_files",
     "show_versions": "_show_versions",
 }
 _SUBPACKAGES = ("baselines", "datasets", "losses", "metrics", "model_selection")
@@ -36,6 +38,7 @@ __all__ = [
     "SOTAlignTransformer",
     "baselines",
     "datasets",
+    "load",
     "losses",
     "metrics",
     "model_selection",

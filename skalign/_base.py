@@ -11,6 +11,7 @@ from sklearn.utils.validation import _get_feature_names, check_is_fitted, valida
 from ._arrays import like_input, to_numpy
 from ._core.ranks import recalls
 from ._core.rows import normalize_rows
+from ._files import save
 from ._pairs import judge_pairs, missing_rows
 
 FLOATS = [np.float32, np.float64]  # in this order, so that float16 becomes float32
@@ -158,6 +159,146 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         F, G = self._embed_x(views.X[x_rows]), self._embed_y(views.Y[y_rows])
         weights = _query_weights(sample_weight, views)
         return float(recalls(F, G, np.column_stack([x_of, y_of]), ks=(1,), weights=weights).mean())
+
+    def save(self, path):
+        """Write the fitted aligner into one file, which :func:`skalign.load` reads: arrays as safetensors, the rest as JSON.
+
+        The file is written beside `path`, read back, and only then takes its name: a save that fails or is killed leaves
+        what was there whole. Killed, it may leave ``<name>.<8 hexadecimal digits>.tmp``, which may be deleted. All that
+        ``transform`` needs is kept, and parameters and fitted attributes, except the state of a RandomState instance
+        (None instead) and requests of metadata routing.
+
+        Parameters
+        ----------
+        path : str or path-like
+            File to write, by custom with the ending ``.safetensors``. An existing one is replaced.
+
+        Raises
+        ------
+        NotFittedError
+            If the aligner is not fitted.
+        ValueError
+            If a parameter or attribute is neither number, string, numeric array, nor an estimator of the kinds a file may
+            name, such as a `head` factory or a transformer of your own, or the aligner could not be loaded again. Nothing
+            is replaced then. Use joblib or skops for what a file cannot hold.
+        OSError
+            If the folder is not there or cannot be written to.
+        ImportError
+            If safetensors is not installed.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import skalign
+        >>> from skalign.datasets import make_two_views
+        >>> data = make_two_views(random_state=0)
+        >>> aligner = skalign.ProcrustesTeacher().fit(data.X, data.Y, data.paired_idx)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     aligner.save(Path(folder) / "aligner.safetensors")
+        ...     skalign.load(Path(folder) / "aligner.safetensors").n_components_
+        20
+        """
+        check_is_fitted(self)
+        save(self, path)
+
+    def to_torch(self):
+        """The maps of both views as torch modules, for training on, or for use without scikit-learn.
+
+        ``modules = aligner.to_torch()`` has ``modules.x(X)`` and ``modules.y(Y)``, which map float32 tensors (n, d_x) and
+        (m, d_y) into the shared space as `transform` and `transform_y` do, preprocessing included, up to rounding.
+        They are differentiable, and hold copies.
+
+        Returns
+        -------
+        modules : torch.nn.ModuleDict
+            With the keys "x" and "y"; in float32, on the CPU and in evaluation mode. What was learned is a parameter;
+            means, scales and anchors are buffers.
+
+        Raises
+        ------
+        NotFittedError
+            If the aligner is not fitted.
+        NotImplementedError
+            If a step has no layers: SUE, and transformers other than StandardScaler, Normalizer("l2"), PCA and pipelines
+            of them.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from skalign import CCATeacher
+        >>> from skalign.datasets import make_two_views
+        >>> data = make_two_views(random_state=0)
+        >>> modules = CCATeacher(reg=0.1).fit(data.X, data.Y, data.paired_idx).to_torch()
+        >>> images = torch.tensor(data.X_test, dtype=torch.float32)
+        >>> modules.x(images).shape
+        torch.Size([100, 20])
+        """
+        check_is_fitted(self)
+        from torch import nn  # loaded for those who ask for it
+
+        return nn.ModuleDict({view: nn.Sequential(*self._layers(view)) for view in ("x", "y")}).eval()
+
+    def to_onnx(self, path, view="x"):
+        """Write the map of one view as an ONNX graph, which runs without Python: `transform` or `transform_y`.
+
+        Its input, "X" or "Y", is float32 (n, d) for any n; its output "embedding" (n, n_components_). The file takes its
+        name once it is whole.
+
+        Parameters
+        ----------
+        path : str or path-like
+            File to write. An existing one is replaced.
+        view : {"x", "y"}, default="x"
+            View whose map is written.
+
+        Raises
+        ------
+        NotFittedError
+            If the aligner is not fitted.
+        NotImplementedError
+            As in `to_torch`.
+        ValueError
+            If `view` is neither "x" nor "y".
+        OSError
+            If the folder is not there or cannot be written to.
+        ImportError
+            If onnx or onnxscript is not installed.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from skalign import ProcrustesTeacher
+        >>> from skalign.datasets import make_two_views
+        >>> data = make_two_views(random_state=0)
+        >>> aligner = ProcrustesTeacher().fit(data.X, data.Y, data.paired_idx)
+        >>> import onnxruntime
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     aligner.to_onnx(Path(folder) / "images.onnx", view="x")
+        ...     session = onnxruntime.InferenceSession(Path(folder) / "images.onnx")
+        >>> (F,) = session.run(None, {"X": data.X_test.astype("float32")})
+        >>> F.shape
+        (100, 20)
+        """
+        if view not in ("x", "y"):
+            raise ValueError(f"`view` must be 'x' or 'y', but it is {view!r}. Write one graph for each view you need.")
+        module = self.to_torch()[view]
+        from ._export import write_onnx
+
+        write_onnx(module, self.n_features_in_ if view == "x" else self.n_features_in_y_, view.upper(), path)
+
+    def _layers(self, view):
+        """The torch layers of `_embed_x` or `_embed_y`, in their order."""
+        raise NotImplementedError(
+            f"{type(self).__name__} has no torch layers: new rows are compared with those of `fit`. Use another aligner."
+        )
+
+    def _preparing_layers(self, view):
+        """The torch layers of `_prepared_x` or `_prepared_y`."""
+        from ._core.layers import Standardize, UnitRows
+
+        return [*([UnitRows()] if self.normalize else []), Standardize(getattr(self, f"{view}_mean_"))]
 
     def _judge(self, X, Y, paired_idx, X_unpaired, Y_unpaired):
         """Check everything `fit` was given; returns `PairedViews` in float32 or float64."""

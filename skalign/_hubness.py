@@ -114,6 +114,15 @@ class HubnessCorrection(BaseAligner):
     def _embed_y(self, Y):
         return self.local_scaling_.lift_y(self.estimator_.transform_y(Y))
 
+    def _layers(self, view):
+        from ._core.layers import HubnessColumns
+
+        if not hasattr(self.estimator_, "_layers"):
+            raise NotImplementedError(
+                f"{type(self.estimator_).__name__} has no torch layers. Use an aligner of skalign as `estimator`."
+            )
+        return [*self.estimator_._layers(view), HubnessColumns(self.local_scaling_, view)]
+
 
 def fit_local_scaling(embed_x, embed_y, views, n_neighbors, n_anchors, random_state):
     """The correction of two embeddings, with anchors drawn from all rows of the views."""

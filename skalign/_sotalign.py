@@ -13,7 +13,9 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from ._base import BaseAligner, all_or_nothing, fit_within
 from ._core.divergences import DIVERGENCES, Divergence
 from ._core.hubness import N_FURTHER
+from ._core.layers import HubnessColumns
 from ._core.objectives import PairsAndTeacher
+from ._export import preprocessing_layers
 from ._hubness import N_ANCHORS, N_NEIGHBORS, fit_local_scaling
 from ._pairs import missing_rows
 from ._teachers import CCATeacher, ProcrustesTeacher
@@ -509,6 +511,10 @@ class SOTAlign(BaseAligner):
     def _embed_y(self, Y):
         G = self._second_stage()._embed_y(_apply(self.y_transformer_, Y))
         return G if self.local_scaling_ is None else self.local_scaling_.lift_y(G)
+
+    def _layers(self, view):
+        layers = [*preprocessing_layers(getattr(self, f"{view}_transformer_")), *self.aligner_._layers(view)]
+        return layers if self.local_scaling_ is None else [*layers, HubnessColumns(self.local_scaling_, view)]
 
     def _second_stage(self):
         """The fitted heads, on the device asked for now: what was trained on a GPU must run without one."""

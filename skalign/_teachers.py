@@ -110,6 +110,11 @@ class LinearTeacher(BaseAligner):
     def _embed_y(self, Y):
         return normalize_rows(self._prepared_y(Y) @ self.y_coef_.astype(Y.dtype))
 
+    def _layers(self, view):
+        from ._core.layers import UnitRows, matrix
+
+        return [*self._preparing_layers(view), matrix(getattr(self, f"{view}_coef_")), UnitRows()]
+
 
 class ProcrustesTeacher(LinearTeacher):
     r"""Two-sided orthogonal Procrustes between two views of any widths.

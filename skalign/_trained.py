@@ -15,6 +15,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from ._arrays import resolve_device, to_tensor
 from ._base import BaseAligner, all_or_nothing, warn_zero_rows
 from ._core.heads import HEADS, build_head, draw_back, start_from
+from ._core.layers import UnitRows
 from ._core.objectives import PairsAndTeacher
 from ._core.rows import normalize_rows
 from ._core.training import OPTIMIZERS, TrainingViews, embed, train_heads, undisturbed
@@ -179,10 +180,18 @@ class TrainedAligner(BaseAligner):
 
     def _embed(self, state, prepared):
         device = resolve_device(self.device)
-        head = build_head(self.head_, prepared.shape[1], self.n_components_, seed=0)
-        head.load_state_dict({name: torch.as_tensor(np.array(array)) for name, array in state.items()})
+        head = self._head(state, prepared.shape[1])
         rows = to_tensor(prepared, dtype=torch.float32 if device.type == "mps" else None)
         return embed(head.to(device=device, dtype=rows.dtype), rows, device).numpy().astype(prepared.dtype, copy=False)
+
+    def _head(self, state, d_in):
+        head = build_head(self.head_, d_in, self.n_components_, seed=0)
+        head.load_state_dict({name: torch.as_tensor(np.array(array)) for name, array in state.items()})
+        return head
+
+    def _layers(self, view):
+        head = self._head(getattr(self, f"{view}_head_"), len(getattr(self, f"{view}_mean_")))
+        return [*self._preparing_layers(view), head, UnitRows()]
 
     @property
     def x_coef_(self):

@@ -19,6 +19,7 @@ from skalign import (
     ProcrustesTeacher,
     SOTAlign,
     SOTAlignTransformer,
+    load,
 )
 from skalign.baselines import ASIF, CSA, NNCLR, SAIL, SCLIP, STRUCTURE, SUE, RelativeRepresentation
 from skalign.datasets import make_two_views
@@ -153,6 +154,46 @@ def test_pickle_keeps_the_embedding(aligner, data):
     restored = pickle.loads(pickle.dumps(aligner))
     assert_array_equal(restored.transform(data.X_test), aligner.transform(data.X_test))
     assert_array_equal(restored.transform_y(data.Y_test), aligner.transform_y(data.Y_test))
+
+
+def test_a_file_keeps_the_embedding(aligner, data, tmp_path):
+    aligner.fit(data.X, data.Y, data.paired_idx)
+    aligner.save(tmp_path / "aligner.safetensors")
+    restored = load(tmp_path / "aligner.safetensors")
+    assert repr(restored) == repr(aligner)
+    assert vars(restored).keys() == vars(aligner).keys()
+    for dtype in (np.float32, np.float64):
+        assert_array_equal(restored.transform(data.X_test.astype(dtype)), aligner.transform(data.X_test.astype(dtype)))
+        assert_array_equal(
+            restored.transform_y(data.Y_test.astype(dtype)), aligner.transform_y(data.Y_test.astype(dtype))
+        )
+
+
+def test_skops_keeps_the_embedding_and_needs_trust_in_skalign_alone(aligner, data):
+    skops = pytest.importorskip("skops.io", reason="skops is an optional package")
+    aligner.fit(data.X, data.Y, data.paired_idx)
+    stored = skops.dumps(aligner)
+    named = skops.get_untrusted_types(data=stored)
+    assert {name.split(".")[0] for name in named} == {"skalign"}
+    restored = skops.loads(stored, trusted=named)
+    assert_array_equal(restored.transform(data.X_test), aligner.transform(data.X_test))
+    assert_array_equal(restored.transform_y(data.Y_test), aligner.transform_y(data.Y_test))
+
+
+def test_torch_modules_embed_as_transform_does(aligner, data):
+    aligner.fit(data.X, data.Y, data.paired_idx)
+    if isinstance(aligner, SUE):
+        with pytest.raises(NotImplementedError, match="SUE has no torch layers"):
+            aligner.to_torch()
+        return
+    X, Y = data.X_test.astype(np.float32), data.Y_test.astype(np.float32)
+    X[2] = 0
+    modules = aligner.to_torch()
+    with torch.no_grad():
+        F, G = modules.x(torch.from_numpy(X)), modules.y(torch.from_numpy(Y))
+    assert F.dtype == G.dtype == torch.float32
+    assert_allclose(F, aligner.transform(X), rtol=0, atol=1e-5)
+    assert_allclose(G, aligner.transform_y(Y), rtol=0, atol=1e-5)
 
 
 def test_fitting_twice_changes_nothing(aligner, data):

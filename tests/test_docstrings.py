@@ -70,3 +70,11 @@ def test_methods_say_what_they_take_give_and_raise(name, method):
     assert documented(function, "Parameters") == parameters(function)
     assert documented(function, "Returns")
     assert "ValueError" in documented(function, "Raises")
+
+
+@pytest.mark.parametrize("method", ["save", "to_torch", "to_onnx"])
+def test_what_leaves_the_package_shows_how(method):
+    function = getattr(skalign.SOTAlign, method)
+    assert documented(function, "Parameters") == parameters(function)
+    assert "NotFittedError" in documented(function, "Raises")
+    assert "\nExamples\n--------\n>>> " in inspect.getdoc(function)

@@ -107,6 +107,11 @@ class RelativeRepresentation(BaseAligner):
     def _relative(self, rows, anchors):
         return normalize_rows(_cosines(rows, anchors))
 
+    def _layers(self, view):
+        from .._core.layers import UnitRows, matrix
+
+        return [*self._preparing_layers(view), UnitRows(), matrix(getattr(self, f"{view}_anchors_").T), UnitRows()]
+
 
 class ASIF(RelativeRepresentation):
     r"""Sparse, sharpened cosines with the paired rows: coupled data without training.
@@ -170,6 +175,12 @@ class ASIF(RelativeRepresentation):
             np.put_along_axis(cosines, dropped, 0, axis=1)
         # a common scale first, so that a high power does not vanish
         return normalize_rows((cosines / np.maximum(cosines.max(axis=1, keepdims=True), 1e-30)) ** float(self.power))
+
+    def _layers(self, view):
+        from .._core.layers import Sharpen
+
+        *layers, unit = super()._layers(view)
+        return [*layers, Sharpen(self.n_neighbors, self.power), unit]
 
 
 def _cosines(rows, anchors):

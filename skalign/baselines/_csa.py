@@ -85,6 +85,12 @@ class CSA(LinearTeacher):
     def _embed_y(self, Y):
         return self._completed(self._prepared_y(Y), self.y_coef_, 1)
 
+    def _layers(self, view):
+        from .._core.layers import CompletedVariates
+
+        *layers, _ = super()._layers(view)
+        return [*layers, CompletedVariates(np.sqrt(self.singular_values_.clip(0, 1)), view)]
+
     def _completed(self, rows, coef, view):
         """Unit variates times the root of their correlations, made up to length 1 in a column where the other view is 0."""
         variates = normalize_rows(rows @ coef.astype(rows.dtype))

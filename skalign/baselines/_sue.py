@@ -188,9 +188,8 @@ class _SpectralEmbedding:
         n = len(rows)
         if n < 2:
             raise ValueError(f"A graph of neighbours needs at least two rows of {name}, but n_samples={n}. Add rows.")
-        self.search = NearestNeighbors(n_neighbors=min(n_neighbors + 1, n)).fit(
-            rows
-        )  # a row is its own first neighbour
+        self.rows, self.n_neighbors = rows, min(n_neighbors + 1, n)  # a row is its own first neighbour
+        self._index()
         distances, near = self.search.kneighbors(rows)
         middle = float(np.median(distances[:, distances.shape[1] // 2]))
         self.width = middle if middle > 0 else 1.0
@@ -207,6 +206,17 @@ class _SpectralEmbedding:
             )
         vectors = (scale @ vectors)[:, kept]
         self.eigenvalues, self.vectors = values[kept], vectors / np.maximum(vectors.std(axis=0), 1e-12)
+
+    def _index(self):
+        self.search = NearestNeighbors(n_neighbors=self.n_neighbors).fit(self.rows)
+
+    def __getstate__(self):
+        """Arrays and numbers; the search is built again from the rows, for a tree of them is neither."""
+        return {name: value for name, value in vars(self).items() if name != "search"}
+
+    def __setstate__(self, state):
+        vars(self).update(state)
+        self._index()
 
     def __call__(self, rows):
         distances, near = self.search.kneighbors(rows.astype(np.float64, copy=False))

@@ -12,6 +12,7 @@ import torch
 from numpy.testing import assert_allclose
 
 from skalign.datasets import load_embeddings, make_two_views
+from skalign.metrics import retrieval_report
 
 
 def benchmark(name):
@@ -184,10 +185,56 @@ def test_each_measurement_is_a_process_and_a_line_of_the_table(tmp_path, monkeyp
     assert f"| iid | 70 | features | 1 | {features['seconds']:.3g} | {ratio} |" in capsys.readouterr().out
 
 
-def test_both_searches_find_the_same_rows(monkeypatch, capsys):
-    retrieval = benchmark("retrieval")
-    monkeypatch.setattr(sys, "argv", ["retrieval.py", "--gallery", "300", "--queries", "20", "--dim", "8"])
+@pytest.mark.parametrize("kind", ["random", "clustered"])
+def test_every_search_is_measured_once_against_the_exact_rows(tmp_path, monkeypatch, capsys, kind):
+    retrieval, results = benchmark("retrieval"), tmp_path / "retrieval.jsonl"
+    arguments = ["--gallery", "300", "--queries", "20", "--dim", "8", "--kind", kind, "--results", str(results)]
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    monkeypatch.setattr(sys, "argv", ["retrieval.py", *arguments, "--methods", "exact", "sklearn"])
     retrieval.main()
-    rows = [line.split("|")[-2].strip() for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
-    assert rows[1:] == ["1.0000", "1.0000"]
+    first = results.read_text()
+    monkeypatch.setattr(sys, "argv", ["retrieval.py", *arguments, "--methods", "exact", "voyager"])
+    retrieval.main()
+    assert results.read_text().startswith(first)
+    assert [json.loads(line)["method"] for line in results.read_text().splitlines()] == ["exact", "sklearn", "voyager"]
+    *_, exact, sklearn, voyager = capsys.readouterr().out.strip().splitlines()
+    assert exact.startswith("| exact |")
+    assert all(line.endswith(" 1.0000 |") for line in (exact, sklearn))
+    assert float(voyager.split("|")[-2]) > 0.9
+
+
+def test_recall_is_the_share_of_the_exact_rows():
+    assert benchmark("retrieval").recall_of([[1, 2, 3, 4], [9, 8, 7, 6]], [[4, 3, 2, 0], [6, 7, 8, 9]]) == "0.8750"
+
+
+def test_hubness_counts_as_the_report_does_and_no_query_is_its_own_reference(folder, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    hubness, results = benchmark("hubness"), folder / "hubness.jsonl"
+    monkeypatch.setattr("quality.N_VALIDATION", 12)
+    monkeypatch.setattr(hubness, "N_VALIDATION", 12)
+    monkeypatch.setattr(hubness, "ALIGNERS", {name: hubness.ALIGNERS[name] for name in list(hubness.ALIGNERS)[:2]})
+    reports, recalls = [], hubness.recalls
+
+    def recorded(aligner, settings, views, references):
+        for queries, known in zip(views, references, strict=False):
+            assert not {tuple(row) for row in queries} & {tuple(row) for row in known}
+        found = recalls(aligner, settings, views, references)
+        if not settings:
+            report = retrieval_report(*aligner.transform(*views[:2]), views[2])
+            assert_allclose(found, [report[f"{way}_r{k}"] for way in ("x_to_y", "y_to_x") for k in (1, 5, 10)])
+            reports.append(f"{100 * np.mean(found):.1f}")
+        return found
+
+    monkeypatch.setattr(hubness, "recalls", recorded)
+    arguments = ["--data", str(folder), "--results", str(results), "--pairs", "20", "--seeds", "1"]
+    monkeypatch.setattr(sys, "argv", ["hubness.py", *arguments])
+    hubness.main()
+    table = capsys.readouterr().out
+    assert len(reports) == 2
+    for name, value in zip(hubness.ALIGNERS, reports, strict=True):
+        (row,) = [line for line in table.splitlines() if line.startswith(f"| {name} | cosine |")]
+        assert f"| {value} |" in row
+    before = results.read_text()
+    hubness.main()
+    assert results.read_text() == before
+    assert capsys.readouterr().out == table

@@ -28,6 +28,30 @@ def largest_products(Q, G, k):
     return products, rows
 
 
+def products_of_rows(Q, G, rows):
+    """The inner products of each row of Q with rows of G that another found for it, in the order of `largest_products`.
+
+    Parameters
+    ----------
+    Q, G : ndarray of shape (q, d) and (n, d), of one type
+    rows : ndarray of int64, shape (q, k)
+        Of G.
+
+    Returns
+    -------
+    products : ndarray of shape (q, k)
+        Descending.
+    rows : ndarray of int64, shape (q, k)
+        Those given; among equal products the lower row comes first.
+    """
+    products, ordered = np.empty(rows.shape, dtype=Q.dtype), np.empty_like(rows)
+    for query, found in enumerate(rows):
+        values = np.einsum("ij,j->i", G[found], Q[query])  # unlike BLAS, the same for equal rows wherever they stand
+        order = np.lexsort((found, -values))
+        products[query], ordered[query] = values[order], found[order]
+    return products, ordered
+
+
 def _of_a_block(Q, G, k):
     """Walk through the gallery; only what beats the k-th best so far is looked at."""
     best = np.full((len(Q), k), -np.inf, dtype=Q.dtype)

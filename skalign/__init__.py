@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not run __getattr__
     from ._sotalign import SOTAlign, SOTAlignTransformer
     from ._teachers import CCATeacher, ProcrustesTeacher
     from ._trained import ContrastiveTeacher
+    from ._zero_shot import ZeroShotClassifier
 
 __version__ = "0.1.0"
 
@@ -23,6 +24,7 @@ _HOMES = {
     "ProcrustesTeacher": "_teachers",
     "SOTAlign": "_sotalign",
     "SOTAlignTransformer": "_sotalign",
+    "ZeroShotClassifier": "_zero_shot",
     "load": "_files",
     "show_versions": "_show_versions",
 }
@@ -36,6 +38,7 @@ __all__ = [
     "ProcrustesTeacher",
     "SOTAlign",
     "SOTAlignTransformer",
+    "ZeroShotClassifier",
     "baselines",
     "datasets",
     "load",

@@ -5,6 +5,7 @@ import warnings
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.exceptions import NotFittedError
 from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import _get_feature_names, check_is_fitted, validate_data
 
@@ -18,7 +19,10 @@ FLOATS = [np.float32, np.float64]  # in this order, so that float16 becomes floa
 
 
 def all_or_nothing(fit):
-    """A `fit` that fails leaves the estimator as it was: fitted as before, or not at all."""
+    """A `fit` that fails leaves the estimator as it was: fitted as before, or not at all.
+
+    It stands above `_fit_context` where callbacks are supported, which that tears down by attributes taken back here.
+    """
 
     @functools.wraps(fit)
     def fit_or_restore(self, *args, **kwargs):
@@ -166,7 +170,7 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         The file is written beside `path`, read back, and only then takes its name: a save that fails or is killed leaves
         what was there whole. Killed, it may leave ``<name>.<8 hexadecimal digits>.tmp``, which may be deleted. All that
         ``transform`` needs is kept, and parameters and fitted attributes, except the state of a RandomState instance
-        (None instead) and requests of metadata routing.
+        (None instead), callbacks and requests of metadata routing.
 
         Parameters
         ----------
@@ -384,6 +388,18 @@ def _refuse_nan(view, name):
             f"{np.argmax(missing)}. A missing row cannot be embedded; pass the rows that are present."
         )
     return view
+
+
+def embed_by(aligner, rows, view):
+    """Rows of a view as a fitted aligner, which is used as it is, embeds them; an array."""
+    embed = aligner.transform if view == "x" else aligner.transform_y
+    try:
+        return np.asarray(to_numpy(embed(rows)))
+    except NotFittedError as error:
+        raise NotFittedError(
+            f"`aligner` is used as it is, and this {type(aligner).__name__} is not fitted. Fit it first; for searches, "
+            "pipelines and whatever else clones, which drops a fit, pass FrozenEstimator(aligner)."
+        ) from error
 
 
 def check_pool(pool, name, n_features, feature_names):

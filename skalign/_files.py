@@ -253,7 +253,8 @@ def _encode(value, name, arrays):
     if public is None:
         raise ValueError(_not_stored(value, name))
     state = value._asdict() if isinstance(value, tuple) else dict(value.__getstate__())
-    state.pop("_metadata_request", None)  # how searches pass arguments on; it points back to the estimator
+    for matter_of_fit in ("_metadata_request", "_skl_callbacks"):  # how arguments are passed on, and who listens
+        state.pop(matter_of_fit, None)
     return {"class": public, "state": _encode_items(state, name, arrays)}
 
 

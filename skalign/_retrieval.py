@@ -10,7 +10,7 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from ._arrays import resolve_device, to_numpy, to_tensor
-from ._base import all_or_nothing
+from ._base import all_or_nothing, embed_by
 from ._core.hubness import lift_gallery, lift_queries, mean_of_nearest, n_local, soft_maximum
 from ._core.search import largest_products, products_of_rows
 from ._indexes import INDEXES
@@ -37,7 +37,8 @@ class CrossModalRetriever(BaseEstimator):
     Parameters
     ----------
     aligner : fitted aligner
-        Has ``transform`` and ``transform_y``, which return rows of unit length. Used as it is, neither cloned nor fitted.
+        Has ``transform`` and ``transform_y``, which return rows of unit length. Used as it is, neither cloned nor fitted;
+        whatever clones drops its fit, unless it is a ``FrozenEstimator(aligner)`` (:class:`sklearn.frozen.FrozenEstimator`).
     n_neighbors : int, default=10
         Rows found for each query, at least 1.
     gallery : {"x", "y"}, default="y"
@@ -162,7 +163,7 @@ class CrossModalRetriever(BaseEstimator):
             If the library of the index is not installed.
         """
         _torch_device(self.device)
-        self.gallery_ = self._embedded(gallery, self.gallery)
+        self.gallery_ = embed_by(self.aligner, gallery, self.gallery)
         self.hubness_, self._scale = self._hubness(queries), 1.0
         if self.hubness_ is not None:
             self.gallery_, self._scale = lift_gallery(self.gallery_, self.hubness_)
@@ -208,7 +209,7 @@ class CrossModalRetriever(BaseEstimator):
             raise ValueError(
                 f"`n_neighbors` must be an integer from 1 to {len(self.gallery_)}, the rows of the gallery, but it is {k!r}."
             )
-        Q = self._embedded(queries, self._query_view).astype(self.gallery_.dtype, copy=False)
+        Q = embed_by(self.aligner, queries, self._query_view).astype(self.gallery_.dtype, copy=False)
         if self.hubness_ is not None:
             Q = lift_queries(Q)
         products, rows = self._exact(Q, k) if self.index_ is None else self._indexed(Q, k)
@@ -217,10 +218,6 @@ class CrossModalRetriever(BaseEstimator):
     @property
     def _query_view(self):
         return "y" if self.gallery == "x" else "x"
-
-    def _embedded(self, rows, view):
-        embed = self.aligner.transform if view == "x" else self.aligner.transform_y
-        return np.asarray(to_numpy(embed(rows)))
 
     def _hubness(self, queries):
         """How near each row of the gallery is to the reference queries; None if that does not matter."""
@@ -232,7 +229,7 @@ class CrossModalRetriever(BaseEstimator):
                 f"rows of {self._query_view.upper()}, such as unpaired ones, fit(gallery, queries=...), or use "
                 'similarity="cosine".'
             )
-        references = self._embedded(queries, self._query_view).astype(self.gallery_.dtype, copy=False)
+        references = embed_by(self.aligner, queries, self._query_view).astype(self.gallery_.dtype, copy=False)
         if self.similarity == "csls":
             return mean_of_nearest(self.gallery_, references, n_local(self.csls_neighbors, len(references))) / 2
         return soft_maximum(self.gallery_, references, self.temperature)

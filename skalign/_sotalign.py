@@ -1,5 +1,6 @@
 """SOTAlign: `SOTAlignTransformer` is its second stage, `SOTAlign` both stages for raw embeddings. Thin over the core."""
 
+import copy
 import warnings
 from numbers import Integral, Real
 
@@ -11,6 +12,7 @@ from sklearn.utils import check_array
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 
 from ._base import BaseAligner, all_or_nothing, fit_within
+from ._callbacks import CallbackSupportMixin, Steps, with_attributes
 from ._core.divergences import DIVERGENCES, Divergence
 from ._core.hubness import N_FURTHER
 from ._core.layers import HubnessColumns
@@ -147,6 +149,13 @@ class SOTAlignTransformer(TrainedAligner):
         If plans missed their tolerance, a step made the weights infinite, or `fit` was interrupted by Ctrl-C. The
         estimator is fitted all the same, with the best state so far.
 
+    Notes
+    -----
+    With scikit-learn 1.9 or newer, ``set_callbacks(...)`` takes its callbacks, such as :class:`sklearn.callback.ProgressBar`.
+    Each step is a task, numbered from 0 by ``context.task_id``, after which ``estimator.loss_curve_`` holds the curves so far
+    and `fitted_estimator` is what stopping there would give; ``on_fit_task_end`` stops the training by returning True.
+    Monitors hand ``paired_idx`` to their scorers.
+
     References
     ----------
     .. [1] SOTAlign, arXiv 2602.23353. The gradient is Theorem C.4.
@@ -237,8 +246,8 @@ class SOTAlignTransformer(TrainedAligner):
         self.random_state = random_state
         self.verbose = verbose
 
-    @_fit_context(prefer_skip_nested_validation=False)  # what is nested comes from the user
     @all_or_nothing
+    @_fit_context(prefer_skip_nested_validation=False)  # what is nested comes from the user
     def fit(self, X, Y, paired_idx=None, *, X_unpaired=None, Y_unpaired=None):
         """Fit the teacher on the pairs, then train the heads on pairs and unpaired rows.
 
@@ -279,6 +288,7 @@ class SOTAlignTransformer(TrainedAligner):
             tol_teacher=self.sinkhorn_tol_teacher,
             max_iter=self.sinkhorn_max_iter,
         )
+        self.sinkhorn_error_ = divergence.worst_error  # grows in training
         self._train(
             views,
             lambda data: PairsAndTeacher(self.alpha, divergence),
@@ -287,7 +297,6 @@ class SOTAlignTransformer(TrainedAligner):
             with_unpaired=self.alpha > 0,
             batch_size_unpaired=two(self.batch_size_unpaired),
         )
-        self.sinkhorn_error_ = divergence.worst_error
         self._warn_of_plans(divergence)
         return self
 
@@ -307,7 +316,7 @@ class SOTAlignTransformer(TrainedAligner):
                 )
 
 
-class SOTAlign(BaseAligner):
+class SOTAlign(CallbackSupportMixin, BaseAligner):
     r"""Align two raw embedding spaces from few pairs and many unpaired rows, without tuning.
 
     Each view is preprocessed, a linear teacher is fitted on the pairs, and linear heads are trained to agree with the
@@ -383,6 +392,10 @@ class SOTAlign(BaseAligner):
         If plans missed their tolerance, a step made the weights infinite, or `fit` was interrupted by Ctrl-C. The
         estimator is fitted all the same, with the best state so far.
 
+    Notes
+    -----
+    Callbacks of scikit-learn are taken as by :class:`SOTAlignTransformer`.
+
     References
     ----------
     .. [1] SOTAlign, arXiv 2602.23353.
@@ -455,8 +468,8 @@ class SOTAlign(BaseAligner):
         self.random_state = random_state
         self.verbose = verbose
 
-    @_fit_context(prefer_skip_nested_validation=False)  # what is nested comes from the user
     @all_or_nothing
+    @_fit_context(prefer_skip_nested_validation=False)  # what is nested comes from the user
     def fit(self, X, Y, paired_idx=None, *, X_unpaired=None, Y_unpaired=None):
         """Preprocess both views, fit the teacher on the pairs, train the heads on pairs and unpaired rows.
 
@@ -475,26 +488,40 @@ class SOTAlign(BaseAligner):
             If a view is not finite, the pairs are not legal, or the device is not there.
         """
         views = self._judge(X, Y, paired_idx, X_unpaired, Y_unpaired)
+
+        def attributes_of(attributes):
+            return self._around(with_attributes(aligner, attributes), views, copy.deepcopy(self.random_state))
+
+        steps = Steps.of(self, views, self.max_iter, attributes_of)
         self.x_transformer_ = _fit_transformer(self.x_transformer, views.X_all)
         self.y_transformer_ = _fit_transformer(self.y_transformer, views.Y_all)
         settings = {name: getattr(self, name) for name in _SHARED}
         if self.teacher_weight == "auto":
             settings["teacher_weight"] = _TEACHER_WEIGHT if len(views.X_unpaired) + len(views.Y_unpaired) else 1.0
-        self.aligner_ = SOTAlignTransformer(teacher=self._teacher(), **settings).fit(
+        aligner = SOTAlignTransformer(teacher=self._teacher(), **settings)
+        aligner._steps = steps
+        aligner.fit(
             _apply(self.x_transformer_, views.X),
             _apply(self.y_transformer_, views.Y),
             views.pairs,
             X_unpaired=None if views.X_pool is None else _apply(self.x_transformer_, views.X_pool),
             Y_unpaired=None if views.Y_pool is None else _apply(self.y_transformer_, views.Y_pool),
         )
-        for name in ("teacher_", "loss_curve_", "n_iter_", "best_iter_", "sinkhorn_error_", "n_components_"):
-            setattr(self, name, getattr(self.aligner_, name))
-        self.local_scaling_ = None  # embeddings are those of the heads as yet
-        if self.hubness_correction:
-            embeddings = self._embed_x, self._embed_y
-            self.local_scaling_ = fit_local_scaling(*embeddings, views, N_NEIGHBORS, N_ANCHORS, self.random_state)
-            self.n_components_ += N_FURTHER
+        vars(self).update(self._around(aligner, views, self.random_state))
+        if steps:
+            steps.close()
         return self
+
+    def _around(self, aligner, views, random_state):
+        """Fitted attributes that follow from the fitted second stage."""
+        names = ("teacher_", "loss_curve_", "n_iter_", "best_iter_", "sinkhorn_error_", "n_components_")
+        attributes = {"aligner_": aligner, "local_scaling_": None} | {name: getattr(aligner, name) for name in names}
+        if self.hubness_correction:
+            whole = with_attributes(self, attributes)  # whose embeddings are those of the heads as yet
+            embeddings = whole._embed_x, whole._embed_y
+            scaling = fit_local_scaling(*embeddings, views, N_NEIGHBORS, N_ANCHORS, random_state)
+            attributes |= {"local_scaling_": scaling, "n_components_": aligner.n_components_ + N_FURTHER}
+        return attributes
 
     def _teacher(self):
         """The teacher meant by its name; an instance is left for the second stage to clone."""
@@ -526,7 +553,7 @@ def _fit_transformer(transformer, rows):
     if transformer is None:
         return None
     if not isinstance(transformer, str):
-        return clone(transformer).fit(rows)
+        return clone(transformer).fit(rows, None)  # a FrozenEstimator wants a y
     deviation = rows.std(axis=0, dtype=np.float64)
     low, high = np.quantile(deviation[deviation > 0], [0.1, 0.9]) if deviation.any() else (0, 0)
     return StandardScaler().fit(rows) if high > _UNEVEN * low else None

@@ -14,6 +14,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 
 from ._arrays import resolve_device, to_tensor
 from ._base import BaseAligner, all_or_nothing, warn_zero_rows
+from ._callbacks import CallbackSupportMixin, Steps
 from ._core.heads import HEADS, build_head, draw_back, start_from
 from ._core.layers import UnitRows
 from ._core.objectives import PairsAndTeacher
@@ -28,7 +29,7 @@ _DISTRACTORS = (
 )
 
 
-class TrainedAligner(BaseAligner):
+class TrainedAligner(CallbackSupportMixin, BaseAligner):
     """Base class of aligners with trained heads; a subclass's `fit` calls `_train`."""
 
     _parameter_constraints: dict = {
@@ -74,8 +75,10 @@ class TrainedAligner(BaseAligner):
 
         ``objective(data)`` makes the objective for `TrainingViews`. ``teacher(pairs)`` fits the teacher, if there is one, on
         the training pairs and returns it; heads that start there go back by `teacher_weight` of their way in the end. The
-        data hold the unpaired rows only `with_unpaired`.
+        data hold the unpaired rows only `with_unpaired`. Callbacks see the steps, those of `_steps` if somebody lent us some.
         """
+        lent = vars(self).pop("_steps", None)
+        steps = lent or Steps.of(self, views, self.max_iter)
         device = resolve_device(self.device)
         rng = check_random_state(self.random_state)
         pairs, held_out = self._split(views, rng)
@@ -124,9 +127,30 @@ class TrainedAligner(BaseAligner):
             held_out=held,
             **unpaired,
         )
+
+        def attributes(record):
+            states = record.kept
+            if at_teacher:
+                states = [_drawn_back(kept, start, teacher_weight) for kept, start in zip(states, starts, strict=True)]
+            return {
+                "x_head_": _to_arrays(states[0]),
+                "y_head_": _to_arrays(states[1]),
+                "loss_curve_": copy.deepcopy(record.curves),
+                "n_iter_": record.n_iter,
+                "best_iter_": record.best_iter,
+            }
+
+        def announce():
+            if steps:
+                steps.begin()
+
+        def report(record):
+            show(record)
+            return steps and steps.end(record, lambda: attributes(record))
+
         optimizer = OPTIMIZERS[self.optimizer] if isinstance(self.optimizer, str) else self.optimizer
         progress = _progress(self.verbose, type(self).__name__, self.max_iter)
-        with progress as report, undisturbed(device, seed_batches):
+        with progress as show, undisturbed(device, seed_batches):
             record = train_heads(
                 head_x,
                 head_y,
@@ -142,14 +166,12 @@ class TrainedAligner(BaseAligner):
                 n_iter_no_change=self.n_iter_no_change,
                 validation_interval=_LOOK_EVERY,
                 seed=seed_batches,
+                announce=announce,
                 report=report,
             )
-        if at_teacher:
-            for head, start in zip((head_x, head_y), starts, strict=True):
-                draw_back(head, start, teacher_weight)
-        self.x_head_, self.y_head_ = _to_arrays(head_x), _to_arrays(head_y)
-        self.loss_curve_, self.n_iter_ = record.curves, record.n_iter
-        self.best_iter_ = record.best_iter
+        vars(self).update(attributes(record))
+        if steps and not lent:
+            steps.close()
         _warn_of_ending(record, self.max_iter)
 
     def _starts_from(self, teacher):
@@ -280,6 +302,10 @@ class ContrastiveTeacher(TrainedAligner):
     n_components_, n_pairs_, n_features_in_, n_features_in_y_ : int
         Sizes.
 
+    Notes
+    -----
+    Callbacks of scikit-learn are taken as by :class:`SOTAlignTransformer`.
+
     References
     ----------
     .. [1] SOTAlign, arXiv 2602.23353, eq. 8.
@@ -332,8 +358,8 @@ class ContrastiveTeacher(TrainedAligner):
         self.random_state = random_state
         self.verbose = verbose
 
-    @_fit_context(prefer_skip_nested_validation=True)
     @all_or_nothing
+    @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X, Y, paired_idx=None, *, X_unpaired=None, Y_unpaired=None):
         """Train the heads on the pairs.
 
@@ -376,8 +402,16 @@ def two(sizes):
     return int(sizes[0]), int(sizes[1])
 
 
-def _to_arrays(head):
-    return {name: tensor.detach().cpu().numpy().copy() for name, tensor in head.state_dict().items()}
+def _drawn_back(state, start, weight):
+    """The state of a trained head, moved towards the head it started as."""
+    head = copy.deepcopy(start)
+    head.load_state_dict(state)
+    draw_back(head, start, weight)
+    return head.state_dict()
+
+
+def _to_arrays(state):
+    return {name: tensor.detach().cpu().numpy().copy() for name, tensor in state.items()}
 
 
 def _warn_of_ending(record, max_iter):
@@ -412,11 +446,11 @@ def _progress(verbose, name, max_iter):
         ) from error
     with tqdm(total=max_iter, desc=name, unit="step") as bar:
 
-        def report(record):
+        def show(record):
             shown = {"loss": f"{record.curves['loss'][-1]:.3f}"}
             if record.curves.get("validation"):
                 shown["validation recall"] = f"{record.curves['validation'][-1]:.3f}"
             bar.set_postfix(shown, refresh=False)
             bar.update()
 
-        yield report
+        yield show

@@ -1,4 +1,4 @@
-"""Laws that every public estimator keeps: scikit-learn's checks and the family's own. Add new estimators to ALIGNERS."""
+"""Laws that every public estimator keeps: scikit-learn's checks and the family's own. Add new aligners to ALIGNERS."""
 
 import pickle
 import warnings
@@ -19,6 +19,7 @@ from skalign import (
     ProcrustesTeacher,
     SOTAlign,
     SOTAlignTransformer,
+    ZeroShotClassifier,
     load,
 )
 from skalign.baselines import ASIF, CSA, NNCLR, SAIL, SCLIP, STRUCTURE, SUE, RelativeRepresentation
@@ -41,10 +42,11 @@ ALIGNERS = [
     SCLIP(**_SHORT),
     SUE(**_SHORT),
 ]
+CLASSIFIERS = [ZeroShotClassifier(), ZeroShotClassifier(pooling="max")]
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # the checks' targets are class numbers, of which 0 is a zero row
-@parametrize_with_checks(ALIGNERS)
+@parametrize_with_checks(ALIGNERS + CLASSIFIERS)
 def test_scikit_learn_checks_pass_without_exception(estimator, check):
     check(estimator)
 

@@ -27,7 +27,16 @@ OBJECTS = {
 METHODS = [
     (name, method)
     for name, thing in OBJECTS.items()
-    for method in ("fit", "transform", "transform_y", "score", "kneighbors")
+    for method in (
+        "fit",
+        "transform",
+        "transform_y",
+        "score",
+        "kneighbors",
+        "predict",
+        "predict_proba",
+        "decision_function",
+    )
     if hasattr(thing, method)
 ]
 RESULTS = {"skalign.losses.SinkhornResult"}  # what a function returns has attributes; its maker shows the example

@@ -237,6 +237,15 @@ def test_silent_when_not_verbose(data, capsys):
     assert out == err == ""
 
 
+def test_a_frozen_preprocessing_is_used_as_it_is(data):
+    scaler = StandardScaler().fit(data.X[:20])
+    aligner = fitted(data, SOTAlign, x_transformer=FrozenEstimator(scaler))
+    prescaled = SOTAlign(x_transformer=None, max_iter=10, random_state=0).fit(
+        scaler.transform(data.X), data.Y, data.paired_idx
+    )
+    assert_allclose(aligner.transform(data.X_test), prescaled.transform(scaler.transform(data.X_test)))
+
+
 def test_transformers_see_all_rows_and_may_change_the_width(data):
     aligner = fitted(data, SOTAlign, x_transformer=PCA(5), y_transformer=StandardScaler(), n_components=4)
     assert aligner.x_transformer_.n_samples_ == len(data.X)

@@ -38,8 +38,12 @@ class TrainingViews:
 
 @dataclass
 class TrainingRecord:
-    """What happened: curves per step (validation per look), and how the training ended."""
+    """What happened: curves per step (validation per look), how the training ended, and the states of both heads to keep.
 
+    `kept` is the best state on held-out pairs if there are any, else that after the last complete step.
+    """
+
+    kept: list
     curves: dict = field(default_factory=dict)
     n_iter: int = 0
     best_iter: int | None = None
@@ -62,16 +66,16 @@ def train_heads(
     n_iter_no_change: int,
     validation_interval: int,
     seed: int,
+    announce: Callable,
     report: Callable,
 ) -> TrainingRecord:
     """Minimise an objective over both heads, in place.
 
-    ``report(record)`` is called after every step. Whatever ends the training, the heads are left in their best state: the
-    best on held-out pairs if there are any, else the last complete step.
+    ``announce()`` is called before every step and ``report(record)`` after it; if that returns something true, training
+    stops early. Whatever ends the training, the heads are left in the state that the record keeps.
     """
     device = views.A.device
-    record = TrainingRecord({name: [] for name in objective.terms})
-    kept = _snapshot(head_x, head_y)
+    record = TrainingRecord(_snapshot(head_x, head_y), {name: [] for name in objective.terms})
 
     def embed_x(rows):
         return unit_rows(head_x(rows))
@@ -79,7 +83,6 @@ def train_heads(
     def embed_y(rows):
         return unit_rows(head_y(rows))
 
-    best_recall, best = -math.inf, None
     try:
         parameters = [*head_x.parameters(), *head_y.parameters(), *objective.to(device).parameters()]
         stepper = optimizer(parameters, lr=learning_rate, weight_decay=weight_decay)
@@ -87,9 +90,10 @@ def train_heads(
         generator = torch.Generator().manual_seed(seed)
         draw = _batches(views, objective.takes_unpaired, batch_size, batch_size_unpaired, generator)
         if views.held_out is not None:
-            best_recall, best, record.best_iter = _held_out_recall(head_x, head_y, views.held_out), kept, 0
+            best_recall, record.best_iter = _held_out_recall(head_x, head_y, views.held_out), 0
             record.curves["validation"] = [best_recall]
-        while record.n_iter < max_iter:
+        while record.ended == "completed" and record.n_iter < max_iter:
+            announce()
             terms = objective(embed_x, embed_y, draw())
             loss = terms["loss"]
             stepper.zero_grad()
@@ -100,7 +104,8 @@ def train_heads(
             if not _all_finite(loss, *parameters, *(p.grad for p in parameters if p.grad is not None)):
                 record.ended = "diverged"
                 break
-            kept = _snapshot(head_x, head_y)
+            if views.held_out is None:
+                record.kept = _snapshot(head_x, head_y)
             record.n_iter += 1
             for name, value in terms.items():
                 record.curves[name].append(float(value.detach()))
@@ -108,15 +113,14 @@ def train_heads(
                 recall = _held_out_recall(head_x, head_y, views.held_out)
                 record.curves["validation"].append(recall)
                 if recall > best_recall:
-                    best_recall, best, record.best_iter = recall, kept, record.n_iter
+                    best_recall, record.kept, record.best_iter = recall, _snapshot(head_x, head_y), record.n_iter
                 elif record.n_iter - record.best_iter >= n_iter_no_change:
                     record.ended = "stopped early"
-            report(record)
-            if record.ended == "stopped early":
-                break
+            if report(record):
+                record.ended = "stopped early"
     except KeyboardInterrupt:
         record.ended = "interrupted"
-    for head, state in zip((head_x, head_y), best or kept, strict=True):
+    for head, state in zip((head_x, head_y), record.kept, strict=True):
         head.load_state_dict(state)
     return record
 

@@ -41,8 +41,8 @@ class _TrainedRival(TrainedAligner):
         )
     }
 
-    @_fit_context(prefer_skip_nested_validation=True)
     @all_or_nothing
+    @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X, Y, paired_idx=None, *, X_unpaired=None, Y_unpaired=None):
         """Train the heads.
 

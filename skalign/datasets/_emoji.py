@@ -44,7 +44,8 @@ def load_emoji(*, texts="names"):
           X_test, even of the unpaired: to look at results, not to learn from.
         - ``emoji_X``, ``emoji_test`` : int arrays of shape (885,) and (400,), the emoji (0 to 1869) of each picture;
           it indexes :func:`load_emoji_thumbnails`.
-        - ``group_X``, ``group_test`` : str arrays, which of Unicode's 9 groups each picture belongs to.
+        - ``group_X``, ``group_Y``, ``group_test`` : str arrays, which of Unicode's 9 groups each row of X, Y and X_test
+          belongs to.
         - ``DESCR`` : str, how the data were made, and the terms.
 
     Raises
@@ -89,6 +90,7 @@ def load_emoji(*, texts="names"):
         emoji_X=x_rows,
         emoji_test=test,
         group_X=raw["group"][x_rows],
+        group_Y=raw["group"][y_rows // 2],
         group_test=raw["group"][test],
         DESCR=(_DATA / "README.md").read_text(encoding="utf-8"),
     )

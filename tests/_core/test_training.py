@@ -74,6 +74,7 @@ def trained(views, *, pair=None, alpha=0.0, divergence=None, **changes):
         "n_iter_no_change": 10**6,
         "validation_interval": 1,
         "seed": 0,
+        "announce": lambda: None,
         "report": lambda record: None,
     } | changes
     pair = pair or heads()
@@ -81,7 +82,7 @@ def trained(views, *, pair=None, alpha=0.0, divergence=None, **changes):
 
     def report(record):
         states.append(state(pair))
-        options["report"](record)
+        return options["report"](record)
 
     record = train_heads(*pair, views, PairsAndTeacher(alpha, divergence), **options | {"report": report})
     return SimpleNamespace(heads=pair, record=record, states=states)
@@ -296,6 +297,20 @@ def test_interruption_before_the_first_step_keeps_the_start(views):
     assert run.record.ended == "interrupted"
     assert run.record.n_iter == 0
     assert same(state(run.heads), run.states[0])
+
+
+def test_every_step_is_announced_then_reported_until_a_report_is_true(views):
+    told = []
+
+    def report(record):
+        told.append(record.n_iter)
+        return record.n_iter == 3
+
+    run = trained(views, announce=lambda: told.append("step"), report=report)
+    assert told == ["step", 1, "step", 2, "step", 3]
+    assert run.record.ended == "stopped early"
+    assert same(state(run.heads), run.states[3])
+    assert same([Z for kept in run.record.kept for Z in kept.values()], run.states[3])
 
 
 def test_other_errors_pass_through(views):

@@ -40,6 +40,7 @@ def test_shapes_and_dtypes_are_as_documented(texts, n_pairs):
         "emoji_X": (885,),
         "emoji_test": (400,),
         "group_X": (885,),
+        "group_Y": (n_pairs + 1170,),
         "group_test": (400,),
     }
     for view in (data.X, data.Y, data.X_test, data.Y_test):
@@ -113,6 +114,15 @@ def test_names_and_groups_belong_to_the_pictures(raw):
     assert_array_equal(data.group_X, raw["group"][data.emoji_X])
     assert_array_equal(data.group_test, raw["group"][data.emoji_test])
     assert len(set(data.group_X)) == 9
+
+
+@pytest.mark.parametrize("texts", TEXTS)
+def test_groups_belong_to_the_texts(raw, texts):
+    data = load_emoji(texts=texts)
+    assert_array_equal(data.group_Y[data.paired_idx[:, 1]], data.group_X[data.paired_idx[:, 0]])
+    emoji = [raw["text_image"][np.flatnonzero(raw["caption"] == name)[0]] for name in data.captions[-1170::2]]
+    assert_array_equal(data.group_Y[-1170::2], raw["group"][emoji])
+    assert_array_equal(data.group_Y[-1169::2], raw["group"][emoji])
 
 
 def test_texts_have_unit_length_and_pictures_unit_mean_square(raw):

@@ -4,7 +4,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # for editors and type checkers, which do not run __getattr__
-    from . import baselines, datasets, losses, metrics, model_selection
+    from . import baselines, datasets, losses, metrics, model_selection, plotting
     from ._files import load
     from ._hubness import HubnessCorrection
     from ._retrieval import CrossModalRetriever
@@ -28,7 +28,7 @@ _HOMES = {
     "load": "_files",
     "show_versions": "_show_versions",
 }
-_SUBPACKAGES = ("baselines", "datasets", "losses", "metrics", "model_selection")
+_SUBPACKAGES = ("baselines", "datasets", "losses", "metrics", "model_selection", "plotting")
 
 __all__ = [
     "CCATeacher",
@@ -45,6 +45,7 @@ __all__ = [
     "losses",
     "metrics",
     "model_selection",
+    "plotting",
     "show_versions",
 ]
 

@@ -13,7 +13,7 @@ from ._arrays import like_input, to_numpy
 from ._core.ranks import recalls
 from ._core.rows import normalize_rows
 from ._files import save
-from ._pairs import judge_pairs, missing_rows
+from ._pairs import check_pairs, judge_pairs, missing_rows
 
 FLOATS = [np.float32, np.float64]  # in this order, so that float16 becomes float32
 
@@ -422,6 +422,28 @@ def check_pool(pool, name, n_features, feature_names):
             f"Embed the pool with the encoder that made {name}."
         )
     return pool
+
+
+def check_embedded(F, G, paired_idx):
+    """Both views as finite arrays in one space, and the pairs among their rows; for whatever is given embeddings."""
+    F, G = _check_embedded_view(F, "F"), _check_embedded_view(G, "G")
+    if F.shape[1] != G.shape[1]:
+        raise ValueError(
+            f"F and G must live in one space, but F has {F.shape[1]} columns and G has {G.shape[1]}. "
+            "Embed both views with a fitted aligner first: F, G = aligner.transform(X, Y)."
+        )
+    return F, G, check_pairs(to_numpy(paired_idx), len(F), len(G))
+
+
+def _check_embedded_view(view, name):
+    view = check_array(to_numpy(view), dtype=FLOATS, ensure_all_finite=False, input_name=name)
+    finite = np.isfinite(view).all(axis=1)
+    if not finite.all():
+        raise ValueError(
+            f"{name} must be finite, but {np.count_nonzero(~finite)} of its {len(view)} rows hold NaN or infinity, "
+            f"the first being row {np.argmin(finite)}. Impute these rows, or drop them and renumber `paired_idx`."
+        )
+    return view
 
 
 def missing_in_any(n_rows, *views):

@@ -43,7 +43,7 @@ class RetrievalScorer:
             pairs = pairs[np.sort(chosen)]
         x_rows, x_of = _distinct(X, pairs[:, 0])
         y_rows, y_of = _distinct(y, pairs[:, 1])
-        F, G = estimator.transform(x_rows), _embed_y(estimator, y_rows)
+        F, G = estimator.transform(x_rows), embed_y(estimator, y_rows)
         return self.sign * self.function(F, G, np.column_stack([x_of, y_of]), **self.arguments)
 
 
@@ -58,19 +58,19 @@ def _distinct(view, rows):
     return _safe_indexing(view, first), same.ravel()[of]
 
 
-def _embed_y(estimator, Y):
+def embed_y(estimator, Y):
     """Rows of Y in the space in which a fitted estimator puts X."""
     G = _find_and_embed_y(estimator, Y)
     if G is None:
         raise ValueError(
-            f"The scorer needs an aligner, which has `transform_y`, but found none in {estimator!r}. Score an aligner, or "
-            "a Pipeline that holds one."
+            f"Expected an aligner, which has `transform_y`, but found none in {estimator!r}. Pass an aligner, or a Pipeline "
+            "that holds one."
         )
     return G
 
 
 def _find_and_embed_y(estimator, Y):
-    """`_embed_y`, or None if there is no aligner."""
+    """`embed_y`, or None if there is no aligner."""
     estimator = getattr(estimator, "best_estimator_", estimator)
     if not isinstance(estimator, Pipeline):
         return estimator.transform_y(Y) if hasattr(estimator, "transform_y") else None

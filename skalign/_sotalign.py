@@ -10,6 +10,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils import check_array
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from sklearn.utils.validation import check_is_fitted
 
 from ._base import BaseAligner, all_or_nothing, fit_within
 from ._callbacks import CallbackSupportMixin, Steps, with_attributes
@@ -542,6 +543,12 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
     def _layers(self, view):
         layers = [*preprocessing_layers(getattr(self, f"{view}_transformer_")), *self.aligner_._layers(view)]
         return layers if self.local_scaling_ is None else [*layers, HubnessColumns(self.local_scaling_, view)]
+
+    def _second_stage_and_views(self, X, Y):
+        """The fitted heads and the views as they take them: all that lies before the hubness correction."""
+        check_is_fitted(self)
+        steps = (self.x_transformer_, self._check_x(X)), (self.y_transformer_, self._check_y(Y))
+        return self._second_stage(), *(_apply(step, rows) for step, rows in steps)
 
     def _second_stage(self):
         """The fitted heads, on the device asked for now: what was trained on a GPU must run without one."""

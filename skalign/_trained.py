@@ -23,7 +23,7 @@ from ._core.training import OPTIMIZERS, TrainingViews, embed, train_heads, undis
 from ._pairs import group_pairs
 
 _MAX_DIMENSION = 1024  # of the shared space by default, as in the paper
-_LOOK_EVERY = 10  # steps between two looks at the held-out pairs
+LOOK_EVERY = 10  # steps between two looks at the held-out pairs
 _DISTRACTORS = (
     2000  # unpaired rows of each view among which held-out pairs must be found; without, few pairs tell little
 )
@@ -164,7 +164,7 @@ class TrainedAligner(CallbackSupportMixin, BaseAligner):
                 warmup=self.warmup,
                 max_iter=self.max_iter,
                 n_iter_no_change=self.n_iter_no_change,
-                validation_interval=_LOOK_EVERY,
+                validation_interval=LOOK_EVERY,
                 seed=seed_batches,
                 announce=announce,
                 report=report,

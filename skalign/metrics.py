@@ -7,8 +7,8 @@ import numpy as np
 from sklearn.utils import check_array
 
 from ._arrays import to_numpy
+from ._base import check_embedded
 from ._core.ranks import best_match_ranks
-from ._pairs import check_pairs
 from ._scorers import RetrievalScorer
 
 __all__ = [
@@ -84,7 +84,7 @@ def recall_at_k(F, G, paired_idx=None, *, k=1, direction="mean", sample_weight=N
         raise ValueError(
             f"`k` must be an integer of at least 1, but it is {k!r}. Pass k=1 to ask for the nearest row only."
         )
-    F, G, pairs = _check_views(F, G, paired_idx)
+    F, G, pairs = check_embedded(F, G, paired_idx)
     weight = None if sample_weight is None else _check_weight(sample_weight, len(F))
     matches = _matches(F, G, pairs, direction)
     return _mean(_recall(found, k, _query_weight(weight, pairs, way)) for way, found in matches.items())
@@ -119,7 +119,7 @@ def mean_recall(F, G, paired_idx=None):
     >>> mean_recall(np.eye(3), np.eye(3))
     1.0
     """
-    return _mean_recall(_matches(*_check_views(F, G, paired_idx)))
+    return _mean_recall(_matches(*check_embedded(F, G, paired_idx)))
 
 
 def median_rank(F, G, paired_idx=None, *, direction="mean"):
@@ -153,7 +153,7 @@ def median_rank(F, G, paired_idx=None, *, direction="mean"):
     >>> median_rank(np.eye(3), np.ones((3, 3)))
     3.0
     """
-    matches = _matches(*_check_views(F, G, paired_idx), direction)
+    matches = _matches(*check_embedded(F, G, paired_idx), direction)
     return _mean(_median_rank(found) for found in matches.values())
 
 
@@ -188,7 +188,7 @@ def mean_reciprocal_rank(F, G, paired_idx=None, *, direction="mean"):
     >>> mean_reciprocal_rank(np.eye(2), np.ones((2, 2)))
     0.5
     """
-    matches = _matches(*_check_views(F, G, paired_idx), direction)
+    matches = _matches(*check_embedded(F, G, paired_idx), direction)
     return _mean(_mrr(found) for found in matches.values())
 
 
@@ -228,7 +228,7 @@ def foscttm(F, G, paired_idx=None):
     >>> foscttm(np.eye(3), np.eye(3)), foscttm(np.eye(3), np.ones((3, 3)))
     (0.0, 1.0)
     """
-    return _foscttm(_matches(*_check_views(F, G, paired_idx)))
+    return _foscttm(_matches(*check_embedded(F, G, paired_idx)))
 
 
 def retrieval_report(F, G, paired_idx=None):
@@ -260,7 +260,7 @@ def retrieval_report(F, G, paired_idx=None):
     >>> report["mean_r5"], report["x_to_y_median_rank"]
     (1.0, 3.0)
     """
-    matches = _matches(*_check_views(F, G, paired_idx))
+    matches = _matches(*check_embedded(F, G, paired_idx))
     ways = {way: _one_way(found) for way, found in matches.items()}
     ways["mean"] = {name: _mean(values[name] for values in ways.values()) for name in ways["x_to_y"]}
     report = {f"{way}_{name}": value for way, values in ways.items() for name, value in values.items()}
@@ -318,27 +318,6 @@ def make_retrieval_scorer(metric="recall_at_k", *, gallery_size=None, random_sta
     if gallery_size is not None and not (isinstance(gallery_size, Integral) and gallery_size >= 1):
         raise ValueError(f"`gallery_size` must be an integer of at least 1, or None, but it is {gallery_size!r}.")
     return RetrievalScorer(metric, *_SCORED[metric], gallery_size, random_state, arguments)
-
-
-def _check_views(F, G, paired_idx):
-    F, G = _check_view(F, "F"), _check_view(G, "G")
-    if F.shape[1] != G.shape[1]:
-        raise ValueError(
-            f"F and G must live in one space, but F has {F.shape[1]} columns and G has {G.shape[1]}. "
-            "Embed both views with a fitted aligner first: F, G = aligner.transform(X, Y)."
-        )
-    return F, G, check_pairs(to_numpy(paired_idx), len(F), len(G))
-
-
-def _check_view(view, name):
-    view = check_array(to_numpy(view), dtype=[np.float32, np.float64], ensure_all_finite=False, input_name=name)
-    finite = np.isfinite(view).all(axis=1)
-    if not finite.all():
-        raise ValueError(
-            f"{name} must be finite, but {np.count_nonzero(~finite)} of its {len(view)} rows hold NaN or infinity, "
-            f"the first being row {np.argmin(finite)}. Impute these rows, or drop them and renumber `paired_idx`."
-        )
-    return view
 
 
 def _check_weight(sample_weight, n_x):

@@ -10,6 +10,7 @@ import skalign.datasets
 import skalign.losses
 import skalign.metrics
 import skalign.model_selection
+import skalign.plotting
 
 OBJECTS = {
     f"{module.__name__}.{name}": getattr(module, name)
@@ -20,6 +21,7 @@ OBJECTS = {
         skalign.metrics,
         skalign.model_selection,
         skalign.datasets,
+        skalign.plotting,
     )
     for name in module.__all__
     if not inspect.ismodule(getattr(module, name))
@@ -36,6 +38,8 @@ METHODS = [
         "predict",
         "predict_proba",
         "decision_function",
+        "from_estimator",
+        "from_predictions",
     )
     if hasattr(thing, method)
 ]

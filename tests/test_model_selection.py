@@ -222,7 +222,7 @@ def test_a_scorer_finds_the_aligner_in_a_pipeline(table):
     nested.fit(X_pairs, Y_pairs)
     plain = make_pipeline(StandardScaler(), CCATeacher(reg=0.1)).fit(X_pairs, Y_pairs)
     assert scorer(nested, X_pairs, Y_pairs) == pytest.approx(scorer(plain, X_pairs, Y_pairs))
-    with pytest.raises(ValueError, match="needs an aligner, which has `transform_y`"):
+    with pytest.raises(ValueError, match="Expected an aligner, which has `transform_y`"):
         scorer(StandardScaler().fit(X), X, Y)
 
 

@@ -17,7 +17,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import normalize
 
-from skalign import CCATeacher, CrossModalRetriever, HubnessCorrection, SOTAlign
+from skalign import CrossModalRetriever, HubnessCorrection, SOTAlign
 from skalign.datasets import make_two_views
 
 SIMILARITIES = ["cosine", "csls", "inverted_softmax"]

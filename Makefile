@@ -3,8 +3,13 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
+SKLEARN ?= 1.6 1.7 1.8 1.9
+VENVS ?= .venvs
+ON_SKLEARN = $(SKLEARN:%=test-sklearn-%)
+API_TESTS = $(addprefix tests/, test_common.py test_matrix.py test_folds.py test_model_selection.py test_pairs.py \
+	test_hubness.py test_retrieval.py test_metrics.py test_sotalign.py test_teachers.py baselines)
 
-.PHONY: demo test test-fast lint quality clean
+.PHONY: demo test test-fast test-sklearn $(ON_SKLEARN) lint quality clean
 
 demo: $(STAMP)  ## align emoji pictures and names; print the table, draw the picture
 	MPLBACKEND=Agg $(BIN)/python examples/plot_1_emoji.py
@@ -16,6 +21,12 @@ test: $(STAMP)  ## lint and run every test, one process a core
 
 test-fast: $(STAMP)  ## leave the slow tests out
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow"
+
+test-sklearn: $(ON_SKLEARN)  ## scikit-learn's checks and all tests that meet its interface, on every version in SKLEARN
+
+# before 1.9 scikit-learn gives pytest its checks in a way that pytest 9 warns of
+$(ON_SKLEARN): test-sklearn-%: $(VENVS)/sklearn-%/.installed
+	SCIPY_ARRAY_API=1 OMP_NUM_THREADS=1 $(VENVS)/sklearn-$*/bin/python -m pytest -n auto -W "ignore:Passing a non-Coll" $(API_TESTS)
 
 lint: $(STAMP)  ## repair what ruff can repair
 	$(BIN)/ruff check --fix .
@@ -32,5 +43,12 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[tests]"
 	touch $(STAMP)
 
+$(VENVS)/sklearn-%/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(@D)
+	grep -v ^scikit-learn== constraints.txt > $(@D)/constraints.txt
+	$(@D)/bin/python -m pip install --quiet --upgrade pip
+	$(@D)/bin/python -m pip install --quiet --constraint $(@D)/constraints.txt --editable ".[tests]" "scikit-learn==$*.*"
+	touch $@
+
 clean:  ## remove what the other targets made
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENVS) build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -4,6 +4,8 @@ import sys
 
 import numpy as np
 
+FLOATS = [np.float32, np.float64]  # in this order, so that float16 becomes float32
+
 
 def is_tensor(array):
     """Whether `array` is a torch tensor; never imports torch to find out."""
@@ -17,6 +19,13 @@ def to_numpy(array):
         return array
     array = array.detach().cpu()
     return (array.float() if str(array.dtype) == "torch.bfloat16" else array).numpy()
+
+
+def floats_of(view):
+    """FLOATS, as scikit-learn's checks choose from them; they do not see that a polars frame holds float64."""
+    polars = sys.modules.get("polars")
+    is_frame = polars is not None and isinstance(view, polars.DataFrame)
+    return np.float64 if is_frame and view[:0].to_numpy().dtype == np.float64 else FLOATS
 
 
 def like_input(array, given):

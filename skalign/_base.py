@@ -9,13 +9,12 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import _get_feature_names, check_is_fitted, validate_data
 
-from ._arrays import like_input, to_numpy
+from ._arrays import FLOATS, floats_of, like_input, to_numpy
 from ._core.ranks import recalls
 from ._core.rows import normalize_rows
 from ._files import save
+from ._folds import refuse_wrong_folds
 from ._pairs import check_pairs, judge_pairs, missing_rows
-
-FLOATS = [np.float32, np.float64]  # in this order, so that float16 becomes float32
 
 
 def all_or_nothing(fit):
@@ -154,10 +153,22 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         ------
         ValueError
             If there is no pair, a view is not finite, or the weights do not fit.
+
+        Warns
+        -----
+        UserWarning
+            If the table of `fit`, with its unpaired rows, seems to be scored without its mask.
         """
         check_is_fitted(self)
         Y = self._required(y if Y is None else Y)
         views = judge_pairs(self._check_x(X, allow_nan=True), self._check_y(Y, allow_nan=True), to_numpy(paired_idx))
+        if paired_idx is None and len(views.pairs) == self._table_size_:
+            warnings.warn(
+                f"`score` takes all {self._table_size_} rows for pairs, but of a table with as many rows only {self.n_pairs_} "
+                "were paired in `fit`. If it is the same, pass `paired_idx` here, too.",
+                UserWarning,
+                stacklevel=2,
+            )
         x_rows, x_of = np.unique(views.pairs[:, 0], return_inverse=True)
         y_rows, y_of = np.unique(views.pairs[:, 1], return_inverse=True)
         F, G = self._embed_x(views.X[x_rows]), self._embed_y(views.Y[y_rows])
@@ -307,12 +318,16 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     def _judge(self, X, Y, paired_idx, X_unpaired, Y_unpaired):
         """Check everything `fit` was given; returns `PairedViews` in float32 or float64."""
         Y = self._required(Y)
-        X = validate_data(self, to_numpy(X), dtype=FLOATS, ensure_all_finite="allow-nan")
+        refuse_wrong_folds()
+        X = validate_data(self, to_numpy(X), dtype=floats_of(X), order="C", ensure_all_finite="allow-nan")
         Y = self._check_y(Y, allow_nan=True, reset=True)
         X_pool = check_pool(X_unpaired, "X", X.shape[1], getattr(self, "feature_names_in_", None))
         Y_pool = check_pool(Y_unpaired, "Y", Y.shape[1], getattr(self, "feature_names_in_y_", None))
         views = judge_pairs(X, Y, to_numpy(paired_idx), X_pool, Y_pool)
         self.n_pairs_ = len(views.pairs)
+        self._table_size_ = None  # of a table that holds more than pairs
+        if len(X) == len(Y) and len(views.x_free) and len(views.y_free):
+            self._table_size_ = np.count_nonzero(~(missing_rows(X) | missing_rows(Y)))
         return views
 
     def _required(self, Y):
@@ -340,13 +355,13 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         return self._scaled(Y) - self.y_mean_.astype(Y.dtype)
 
     def _check_x(self, X, allow_nan=False):
-        X = validate_data(self, to_numpy(X), reset=False, dtype=FLOATS, ensure_all_finite="allow-nan")
+        X = validate_data(self, to_numpy(X), reset=False, dtype=floats_of(X), order="C", ensure_all_finite="allow-nan")
         return X if allow_nan else _refuse_nan(X, "X")
 
     def _check_y(self, Y, allow_nan=False, reset=False):
         names = _get_feature_names(Y)
         checks = {"ensure_2d": False, "ensure_all_finite": "allow-nan", "input_name": "Y", "estimator": self}
-        Y = check_array(to_numpy(Y), dtype=FLOATS, **checks)
+        Y = check_array(to_numpy(Y), dtype=floats_of(Y), order="C", **checks)
         Y = Y.reshape(-1, 1) if Y.ndim == 1 else Y
         if reset:
             self.n_features_in_y_ = Y.shape[1]
@@ -415,7 +430,7 @@ def check_pool(pool, name, n_features, feature_names):
     shape = getattr(pool, "shape", None) or (len(pool),)
     if shape[0] == 0:
         raise ValueError(f"`{name}_unpaired` has 0 rows. Pass at least one unpaired row, or leave it out (None).")
-    pool = check_array(to_numpy(pool), dtype=FLOATS, input_name=f"{name}_unpaired")
+    pool = check_array(to_numpy(pool), dtype=floats_of(pool), order="C", input_name=f"{name}_unpaired")
     if pool.shape[1] != n_features:
         raise ValueError(
             f"`{name}_unpaired` must have the columns of {name}, {n_features}, but it has {pool.shape[1]}. "
@@ -444,19 +459,6 @@ def _check_embedded_view(view, name):
             f"the first being row {np.argmin(finite)}. Impute these rows, or drop them and renumber `paired_idx`."
         )
     return view
-
-
-def missing_in_any(n_rows, *views):
-    """Rows of a table that are NaN throughout in one of its views, read as `fit` reads them; text misses none."""
-    missing = np.zeros(n_rows, dtype=bool)
-    for view in views:
-        if view is not None:
-            try:
-                view = check_array(to_numpy(view), dtype=FLOATS, ensure_2d=False, ensure_all_finite="allow-nan")
-            except (TypeError, ValueError):  # no numbers: what an earlier step of a pipeline is to read
-                continue
-            missing |= missing_rows(view.reshape(len(view), -1))
-    return missing
 
 
 def _query_weights(sample_weight, views):

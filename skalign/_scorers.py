@@ -7,7 +7,7 @@ from sklearn.utils.metadata_routing import MetadataRequest
 from sklearn.utils.validation import _num_samples
 
 from ._arrays import to_numpy
-from ._base import missing_in_any
+from ._folds import missing_in_any
 from ._pairs import check_pairs
 
 

@@ -1,5 +1,6 @@
 """Closed-form linear teachers: Procrustes and ridge CCA. Thin estimators over `_core.linear`; torch is never loaded."""
 
+import contextlib
 import warnings
 from numbers import Integral, Real
 
@@ -13,6 +14,7 @@ from ._base import BaseAligner, all_or_nothing, warn_zero_rows
 from ._core.linear import procrustes, ridge_cca, rounding_noise, thin_view
 from ._core.rows import normalize_rows
 from ._core.selection import cross_validated_ridge
+from ._core.threads import Shared
 from ._pairs import group_pairs
 
 _RIDGES = 10.0 ** np.arange(-5, 1, 0.5)  # for rows of unit length; far above the usual grids on purpose
@@ -20,6 +22,7 @@ _RIDGES = 10.0 ** np.arange(-5, 1, 0.5)  # for rows of unit length; far above th
 _RANKINGS = 1000  # held-out pairs to rank at least: fewer pairs are dealt into folds more often, up to five times
 
 _MANY = 1000  # pairs from which on the linear algebra of the cross-validation is worth more than one thread
+_ONE_BLAS_THREAD = Shared(lambda: threadpool_limits(1, user_api="blas"))
 
 
 class LinearTeacher(BaseAligner):
@@ -271,7 +274,7 @@ class CCATeacher(LinearTeacher):
         scales = (1.0, 1.0) if self.normalize else (A.eigenvalues.sum(), B.eigenvalues.sum())
         regs = np.outer(_RIDGES, scales)  # (q, 2)
         # threads cost more than they bring on small matrices, and by far more if others want the cores too
-        with threadpool_limits(1 if n_pairs < _MANY else None, user_api="blas"):
+        with _ONE_BLAS_THREAD if n_pairs < _MANY else contextlib.nullcontext():
             scores = cross_validated_ridge(
                 self._scaled(views.X_pairs),
                 self._scaled(views.Y_pairs),

@@ -150,7 +150,8 @@ class TrainedAligner(CallbackSupportMixin, BaseAligner):
 
         optimizer = OPTIMIZERS[self.optimizer] if isinstance(self.optimizer, str) else self.optimizer
         progress = _progress(self.verbose, type(self).__name__, self.max_iter)
-        with progress as show, undisturbed(device, seed_batches):
+        draws = callable(self.head_) or callable(self.optimizer)  # what a user gives may, as dropout does
+        with progress as show, undisturbed(device, seed_batches if draws else None):
             record = train_heads(
                 head_x,
                 head_y,

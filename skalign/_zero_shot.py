@@ -11,8 +11,8 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from ._arrays import to_numpy
-from ._base import FLOATS, all_or_nothing, embed_by
+from ._arrays import FLOATS, to_numpy
+from ._base import all_or_nothing, embed_by
 from ._core.rows import normalize_rows
 
 

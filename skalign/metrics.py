@@ -277,8 +277,9 @@ def make_retrieval_scorer(metric="recall_at_k", *, gallery_size=None, random_sta
 
     Parameters
     ----------
-    metric : {"recall_at_k", "mean_recall", "mean_reciprocal_rank", "median_rank", "foscttm"}, default="recall_at_k"
-        Function of this module. The last two are better when smaller, and the scorer returns them negated.
+    metric : {"recall_at_k", "mean_recall", "mean_reciprocal_rank", "median_rank", "foscttm"} or str, default="recall_at_k"
+        Function of this module. The last two are better when smaller, and the scorer returns them negated. Or a recall by its
+        name in :func:`retrieval_report`, such as "mean_r1" or "x_to_y_r10".
     gallery_size : int, default=None
         Measure on that many of the pairs, drawn anew for each test part, so that scores of unequal parts compare. None
         is all.
@@ -310,8 +311,13 @@ def make_retrieval_scorer(metric="recall_at_k", *, gallery_size=None, random_sta
     >>> cross_val_score(CCATeacher(reg=0.1), data.X, data.Y, cv=PairedKFold(3), scoring=scorer).shape
     (3,)
     """
+    if isinstance(metric, str) and metric in _RECALLS and not arguments:
+        metric, arguments = "recall_at_k", _RECALLS[metric]
     if not isinstance(metric, str) or metric not in _SCORED:
-        raise ValueError(f"`metric` must be one of {sorted(_SCORED)}, but it is {metric!r}.")
+        raise ValueError(
+            f"`metric` must be one of {sorted(_SCORED)}, or, without further arguments, of {sorted(_RECALLS)}, but it is "
+            f"{metric!r}."
+        )
     taken = inspect.signature(_SCORED[metric][0]).parameters.keys() - {"F", "G", "paired_idx", "sample_weight"}
     if arguments.keys() - taken:
         raise ValueError(f"{metric} takes {sorted(taken) or 'no arguments'} here, but got {sorted(arguments)}.")
@@ -387,6 +393,10 @@ def _foscttm(matches):
 def _mean(values):
     return float(np.mean(list(values)))
 
+
+_RECALLS = {  # by their names in a report
+    f"{way}_r{k}": {"k": k, "direction": way} for way in ("mean", *_DIRECTIONS) for k in _RECALL_KS
+}
 
 _SCORED = {  # metrics by name, and whether more is better
     "recall_at_k": (recall_at_k, 1),

@@ -7,8 +7,9 @@ from sklearn.model_selection import BaseCrossValidator, GroupKFold, GroupShuffle
 from sklearn.utils import check_array, check_consistent_length
 from sklearn.utils.validation import _num_samples
 
-from ._arrays import to_numpy
-from ._base import FLOATS, check_pool, missing_in_any
+from ._arrays import floats_of, to_numpy
+from ._base import check_pool
+from ._folds import missing_in_any
 from ._pairs import as_index_array, check_pairs, group_pairs, stack
 
 __all__ = ["PairedKFold", "PairedShuffleSplit", "split_pairs", "to_row_aligned"]
@@ -260,7 +261,7 @@ def to_row_aligned(X, Y, paired_idx, *, X_unpaired=None, Y_unpaired=None):
     >>> Y_rows.ravel(), groups
     (array([ 1.,  1., nan, nan]), array([0, 0, 1, 2]))
     """
-    X, Y = (check_array(to_numpy(Z), dtype=FLOATS, input_name=n) for Z, n in ((X, "X"), (Y, "Y")))
+    X, Y = (check_array(to_numpy(Z), dtype=floats_of(Z), input_name=n) for Z, n in ((X, "X"), (Y, "Y")))
     pairs = check_pairs(_explicit(paired_idx), len(X), len(Y))
     pools = check_pool(X_unpaired, "X", X.shape[1], None), check_pool(Y_unpaired, "Y", Y.shape[1], None)
     x_free, y_free = (stack(np.delete(Z, pairs[:, column], axis=0), pools[column]) for column, Z in enumerate((X, Y)))

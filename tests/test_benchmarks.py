@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -238,3 +239,37 @@ def test_hubness_counts_as_the_report_does_and_no_query_is_its_own_reference(fol
     hubness.main()
     assert results.read_text() == before
     assert capsys.readouterr().out == table
+
+
+def test_a_search_tells_its_best_settings_and_what_they_are_worth(folder, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    search = benchmark("search")
+    monkeypatch.setattr(search, "GRID", {"teacher__reg": [1e-3, 1.0]})  # a ridge that is not to be found takes its time
+    arguments = ["--data", str(folder), "--pairs", "30", "--folds", "2", "--max-iter", "2"]
+    monkeypatch.setattr(sys, "argv", ["search.py", *arguments])
+    search.main()
+    printed = capsys.readouterr().out
+    assert "30 pairs and 15 unpaired rows of either view" in printed
+    cells = [line.split(" | ") for line in printed.splitlines() if line.startswith("| {")]
+    assert len(cells) == 2 * 2
+    for name, rows in (("search", cells[:2]), ("search, pipeline", cells[2:])):
+        means = {row[0].removeprefix("| "): float(row[1].split()[0]) for row in rows}
+        best, mean = re.search(rf"^{name}: best (.*) at ([\d.]+), ", printed, re.MULTILINE).groups()
+        assert means[best] == float(mean) == max(means.values())
+        assert re.search(rf"^\| {name} \| [\d.]+ \|$", printed, re.MULTILINE)
+
+
+def test_a_table_holds_pairs_first_and_unpaired_rows_of_either_view(folder, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    search = benchmark("search")
+    X, Y, mask, test = search.table(argparse.Namespace(data=folder, pairs=30, seed=1))
+    stored = load_embeddings(folder / "flickr8k_mnv2_minilm")
+    images, captions = (
+        [int(np.flatnonzero((view.astype(np.float32) == row).all(axis=1))[0]) // step for row in rows]
+        for rows, view, step in ((X, stored.image, 1), (Y, stored.text, 2))
+    )
+    assert mask.sum() == 30
+    assert images[:30] == captions[:30]
+    assert not set(images[30:]) & (set(captions) | set(images[:30]))
+    assert not set(captions[30:]) & set(images)
+    assert len(test[0]) == 40

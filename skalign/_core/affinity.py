@@ -9,6 +9,8 @@ from functools import cached_property
 
 import torch
 
+from .threads import Shared
+
 _STORED_BLOCK = 1 << 18  # entries treated at a time: 1 MiB of float32 stays in cache
 _FACTORED_BLOCK = 1 << 21  # wider, for the matrix product to be worth its start
 _DEVICE_BLOCK = 1 << 24  # on a GPU, where every operation has a start to pay and there is no such cache
@@ -51,13 +53,21 @@ def _lifted(Z):
 @contextlib.contextmanager
 def full_precision(device):
     """float32 products as such: TF32 or autocast would blur an affinity that is divided by epsilon. All is put back."""
+    with _HIGHEST, torch.autocast(device.type, enabled=False):
+        yield
+
+
+@contextlib.contextmanager
+def _highest_precision():
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
-        with torch.autocast(device.type, enabled=False):
-            yield
+        yield
     finally:
         torch.set_float32_matmul_precision(precision)
+
+
+_HIGHEST = Shared(_highest_precision)
 
 
 class _Affinity:

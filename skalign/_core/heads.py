@@ -1,10 +1,14 @@
 """Alignment heads, the modules that map one view into the shared space. Knows torch, knows nothing of estimators."""
 
+import contextlib
+import threading
+
 import numpy as np
 import torch
 from torch import nn
 
 HEADS = ("linear", "layernorm", "mlp")
+_ONE_THREAD = threading.RLock()  # all threads share torch's default generator
 _SPARE = 0.03  # of its random weights that an output keeps for which the teacher has no direction
 
 
@@ -32,8 +36,7 @@ def build_head(kind, d_in, d_out, seed):
         If a factory does not return a module that maps (n, d_in) to (n, d_out).
     """
     if callable(kind):
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+        with random_numbers(seed):
             return _checked(kind(d_in, d_out), d_in, d_out)
     generator = torch.Generator().manual_seed(seed)
     if kind == "mlp":
@@ -41,6 +44,16 @@ def build_head(kind, d_in, d_out, seed):
         return nn.Sequential(_linear(d_in, hidden, generator), nn.GELU(), _linear(hidden, d_out, generator))
     linear = _linear(d_in, d_out, generator)
     return linear if kind == "linear" else nn.Sequential(nn.LayerNorm(d_in, dtype=torch.float32), linear)
+
+
+@contextlib.contextmanager
+def random_numbers(seed, devices=()):
+    """torch's global random numbers, from this seed, for one thread at a time; their state is put back."""
+    with _ONE_THREAD, torch.random.fork_rng(devices):
+        torch.default_generator.manual_seed(seed)
+        if devices:
+            torch.cuda.manual_seed(seed)
+        yield
 
 
 def start_from(head, coef, intercept):

@@ -26,7 +26,8 @@ class Batch:
 
     A, B : (n, d_x), (n, d_y) pairs, row by row; `matches` (n, n) says which rows of A belong to which of B; `at` says where
     they stand among all pairs. X, Y : (u_x, d_x), (u_y, d_y) unpaired rows, None if the objective takes none; F_teacher,
-    G_teacher their rows of the teacher; `same_rows` says that they are those of the step before.
+    G_teacher their rows of the teacher; `same_rows` says that they are those of the step before. `generator` is for what an
+    objective draws.
     """
 
     A: torch.Tensor
@@ -38,6 +39,7 @@ class Batch:
     F_teacher: torch.Tensor | None = None
     G_teacher: torch.Tensor | None = None
     same_rows: bool = False
+    generator: torch.Generator | None = None
 
 
 class _SigLIP(nn.Module):
@@ -164,7 +166,7 @@ class PairsAndNeighbours(nn.Module):
     @staticmethod
     def _one_of(pool, near, batch):
         near = near[batch.at]
-        choice = torch.randint(near.shape[1], (len(near), 1)).to(near.device)
+        choice = torch.randint(near.shape[1], (len(near), 1), generator=batch.generator).to(near.device)
         return pool[near.gather(1, choice)[:, 0]]
 
 

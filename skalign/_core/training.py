@@ -10,6 +10,7 @@ from torch.nn.functional import normalize
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
 from .affinity import full_precision
+from .heads import random_numbers
 from .lion import Lion
 from .objectives import Batch
 from .ranks import recalls
@@ -139,12 +140,13 @@ def embed(head, Z, device, batch_size=65_536):
 
 @contextlib.contextmanager
 def undisturbed(device, seed):
-    """Gradients on, full precision, random numbers of our own; what the caller has set of these is put back."""
+    """Gradients on, full precision, random numbers of our own; what the caller has set of these is put back.
+
+    The seed is for what draws from torch's global state, and None if nothing does: then threads need not wait in turn.
+    """
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices), torch.enable_grad(), full_precision(device):
-        torch.default_generator.manual_seed(seed)
-        if devices:
-            torch.cuda.manual_seed(seed)
+    numbers = contextlib.nullcontext() if seed is None else random_numbers(seed, devices)
+    with numbers, torch.enable_grad(), full_precision(device):
         yield
 
 
@@ -172,6 +174,7 @@ class _Sampler:
 def _batches(views, takes_unpaired, batch_size, batch_size_unpaired, generator):
     """A function that draws the next `Batch`."""
     device = views.A.device
+    for_objective = torch.Generator().manual_seed(generator.initial_seed())
     draw_pairs = _Sampler(len(views.A), batch_size, generator, device)
     if takes_unpaired:
         draw_x = _Sampler(len(views.X), batch_size_unpaired[0], generator, device)
@@ -185,7 +188,8 @@ def _batches(views, takes_unpaired, batch_size, batch_size_unpaired, generator):
             unpaired = {"X": views.X[i], "Y": views.Y[j], "same_rows": draw_x.takes_all and draw_y.takes_all}
             if views.F_teacher is not None:
                 unpaired |= {"F_teacher": views.F_teacher[i], "G_teacher": views.G_teacher[j]}
-        return Batch(A=views.A[at], B=views.B[at], matches=_matches(views.pairs[at]), at=at, **unpaired)
+        matches = _matches(views.pairs[at])
+        return Batch(A=views.A[at], B=views.B[at], matches=matches, at=at, generator=for_objective, **unpaired)
 
     return draw
 

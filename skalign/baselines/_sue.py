@@ -1,5 +1,6 @@
 """SUE: spectral embeddings of both views, canonical directions of the pairs, distributions matched."""
 
+import contextlib
 import warnings
 from numbers import Integral, Real
 
@@ -16,11 +17,22 @@ from sklearn.utils._param_validation import Interval
 from .._base import BaseAligner, all_or_nothing
 from .._core.mmd import ResidualNetwork, match_distribution
 from .._core.rows import normalize_rows
+from .._core.threads import Shared
 from .._core.training import undisturbed
 from .._teachers import CCATeacher
 
 _DENSE = 500  # rows up to which all eigenvectors are computed
 _SMALLEST = 1e-3  # eigenvalue of the graph below which its vector cannot be extended to new rows
+
+
+@contextlib.contextmanager
+def _no_word_of_zero_rows():
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".* zero throughout")  # a row may lie at 0 of every eigenvector
+        yield
+
+
+_ZERO_ROWS_EXPECTED = Shared(_no_word_of_zero_rows)
 
 
 class SUE(BaseAligner):
@@ -138,8 +150,7 @@ class SUE(BaseAligner):
         self._y_spectral = _SpectralEmbedding(self._scaled(views.Y_all.astype(np.float64)), "Y", **settings)
         self.x_spectrum_, self.y_spectrum_ = self._x_spectral.eigenvalues, self._y_spectral.eigenvalues
         limit = min(len(self.x_spectrum_), len(self.y_spectrum_))
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".* zero throughout")  # a row may lie at 0 of every eigenvector
+        with _ZERO_ROWS_EXPECTED:
             self.cca_ = CCATeacher(min(self.n_components, limit), reg=0.0, power=0.0, normalize=False).fit(
                 self._x_spectral(self._scaled(views.X_pairs)), self._y_spectral(self._scaled(views.Y_pairs))
             )

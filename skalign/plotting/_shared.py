@@ -6,7 +6,8 @@ from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import _num_samples
 
 from .._arrays import to_numpy
-from .._base import check_embedded, missing_in_any
+from .._base import check_embedded
+from .._folds import missing_in_any
 from .._pairs import check_pairs
 from .._scorers import embed_y
 

@@ -1,5 +1,7 @@
 """The torch core as plain functions: Sinkhorn, KLOT and the losses it is compared with. Public face of `_core`."""
 
+import math
+
 from ._core.klot import klot as _klot
 from ._core.klot import klot_from_features as _klot_from_features
 from ._core.losses import cka as _cka
@@ -21,26 +23,40 @@ __all__ = [
 ]
 
 
-def sinkhorn(K, epsilon, a=None, b=None, *, tol=1e-5, max_iter=1000, init=None):
-    r"""Entropic optimal transport of an affinity.
+def sinkhorn(K, epsilon, a=None, b=None, *, rho_a=math.inf, rho_b=math.inf, tol=1e-5, max_iter=1000, init=None):
+    r"""Entropic optimal transport of an affinity: balanced, unbalanced or semi-relaxed.
 
-    .. math:: \max_{P \ge 0} \langle P, K\rangle - \varepsilon \langle P, \log P\rangle
-        \quad\text{s.t.}\quad P \mathbf 1 = a,\; P^T \mathbf 1 = b
+    .. math:: \max_{P \ge 0} \langle P, K\rangle - \varepsilon\,\mathrm{KL}(P \,\|\, a b^T)
+        - \rho_a\,\mathrm{KL}(P \mathbf 1 \,\|\, a) - \rho_b\,\mathrm{KL}(P^T \mathbf 1 \,\|\, b), \qquad
+        \mathrm{KL}(p \,\|\, q) = \sum_i p_i \log\frac{p_i}{q_i} - p_i + q_i
+
+    An infinite :math:`\rho` holds its marginal. With both infinite, the default, this is the balanced problem
+    :math:`P \mathbf 1 = a,\; P^T \mathbf 1 = b`, whose plan also maximises
+    :math:`\langle P, K\rangle - \varepsilon \langle P, \log P\rangle` [1]_. With both finite it is the unbalanced problem [3]_:
+    rows and columns that fit nowhere give up mass. With one finite it is semi-relaxed: with ``rho_b=inf`` every column is
+    used in full and rows share them as fits.
 
     Solved in the log domain, so small epsilons neither overflow nor lose mass. Memory is one matrix of the size of K,
-    whatever the number of iterations; no gradient is recorded (for one, see :func:`klot`).
+    whatever the number of iterations; no gradient is recorded (for one, see :func:`klot`). Relaxed marginals are
+    solved by the same accelerated iterations, with the mass of the plan in closed form [4]_, so that a large
+    :math:`\rho` takes about as long as an infinite one.
 
     Parameters
     ----------
     K : Tensor of shape (n, m)
-        Affinity, finite; large means similar. For a cost C pass ``-C``. Half precision is lifted to float32.
+        Affinity, finite; large means similar. For a cost C pass ``-C``. Half precision is lifted to float32. A constant
+        added to K changes no balanced or semi-relaxed plan, but an unbalanced one has more mass by it.
     epsilon : float
         Entropic temperature, positive, in units of K.
     a, b : Tensor of shape (n,) and (m,), default=None
-        Marginals, at least 0, of equal mass; None is uniform with mass 1.
+        Marginals, at least 0; None is uniform with mass 1. Of equal mass unless one is relaxed.
+    rho_a, rho_b : float, default=inf
+        Penalties on row and column sums that differ from a and b, positive, in units of K; infinity holds the marginal.
+        A row and a column of mass 1 that have only each other share ``exp(K / (epsilon + rho_a + rho_b))``.
     tol : float, default=1e-5
         L1 error of the column sums over the total mass at which to stop. Row sums are exact up to rounding, which in
-        float32 is about 1e-6, and 2e-5 at epsilon 0.005.
+        float32 is about 1e-6, and 2e-5 at epsilon 0.005. Where marginals are relaxed, errors are those in the sums that
+        are optimal at the potentials reached.
     max_iter : int, default=1000
         Cap on the iterations.
     init : Tensor of shape (m,), default=None
@@ -49,17 +65,22 @@ def sinkhorn(K, epsilon, a=None, b=None, *, tol=1e-5, max_iter=1000, init=None):
     Returns
     -------
     result : SinkhornResult
-        With `f`, `g`, `n_iter`, `error`, `converged`, and `plan`, which is computed when read.
+        With `f`, `g`, `n_iter`, `error`, `converged`, `row_sums`, `column_sums`, and `plan`, which is computed when read.
 
     Raises
     ------
     ValueError
-        If K is not a finite matrix, epsilon is not positive, or marginals or `init` do not fit.
+        If K is not a finite matrix, epsilon or a rho is not positive, or marginals or `init` do not fit; if an
+        unbalanced plan has more mass than numbers hold, as where K exceeds ``88 (epsilon + rho_a + rho_b)`` in float32.
 
     References
     ----------
     .. [1] Cuturi, "Sinkhorn Distances", NeurIPS 2013.
     .. [2] SOTAlign, arXiv 2602.23353, eq. 11.
+    .. [3] Chizat, Peyré, Schmitzer, Vialard, "Scaling Algorithms for Unbalanced Optimal Transport Problems", Mathematics
+       of Computation 87, 2018.
+    .. [4] Séjourné, Vialard, Peyré, "Faster Unbalanced Optimal Transport: Translation Invariant Sinkhorn and 1-D
+       Frank-Wolfe", AISTATS 2022.
 
     Examples
     --------
@@ -68,11 +89,20 @@ def sinkhorn(K, epsilon, a=None, b=None, *, tol=1e-5, max_iter=1000, init=None):
     >>> result = sinkhorn(torch.eye(3), epsilon=0.1)
     >>> result.converged, result.plan.shape
     (True, torch.Size([3, 3]))
+
+    A third row that is far from every column keeps no mass:
+
+    >>> cost = torch.tensor([[0.0, 1.0], [1.0, 0.0], [3.0, 3.0]])
+    >>> result = sinkhorn(-cost, epsilon=0.05, rho_a=0.2, rho_b=0.2)
+    >>> [round(float(mass), 3) for mass in result.row_sums]
+    [0.37, 0.37, 0.0]
     """
-    return _sinkhorn(K, epsilon, a, b, tol=tol, max_iter=max_iter, init=init)
+    return _sinkhorn(K, epsilon, a, b, rho_a=rho_a, rho_b=rho_b, tol=tol, max_iter=max_iter, init=init)
 
 
-def sinkhorn_from_features(F, G, epsilon, a=None, b=None, *, tol=1e-5, max_iter=1000, init=None):
+def sinkhorn_from_features(
+    F, G, epsilon, a=None, b=None, *, rho_a=math.inf, rho_b=math.inf, tol=1e-5, max_iter=1000, init=None
+):
     r"""Entropic optimal transport of the affinity ``F @ G.T``, which is never formed.
 
     The same as :func:`sinkhorn` in memory O((n + m) d), of which some tens of MiB are a constant. It takes up to three times
@@ -81,8 +111,10 @@ def sinkhorn_from_features(F, G, epsilon, a=None, b=None, *, tol=1e-5, max_iter=
     Parameters
     ----------
     F, G : Tensor of shape (n, d) and (m, d)
-        Features, finite, such as rows of unit length. Half precision is lifted to float32.
-    epsilon, a, b, tol, max_iter, init :
+        Features, finite, such as rows of unit length. Half precision is lifted to float32. For the affinity
+        ``F @ G.T - 1``, the negative of a cosine distance, give F a further column of 1 and G one of -1: an unbalanced
+        plan depends on the constant.
+    epsilon, a, b, rho_a, rho_b, tol, max_iter, init :
         See :func:`sinkhorn`.
 
     Returns
@@ -104,7 +136,8 @@ def sinkhorn_from_features(F, G, epsilon, a=None, b=None, *, tol=1e-5, max_iter=
     >>> torch.allclose(plan, sinkhorn(F @ G.T, epsilon=0.1).plan)
     True
     """
-    return _sinkhorn_from_features(F, G, epsilon, a, b, tol=tol, max_iter=max_iter, init=init)
+    options = {"rho_a": rho_a, "rho_b": rho_b, "tol": tol, "max_iter": max_iter, "init": init}
+    return _sinkhorn_from_features(F, G, epsilon, a, b, **options)
 
 
 def klot(K, K_teacher, epsilon=0.05, epsilon_teacher=0.01, a=None, b=None, *, tol=1e-4, max_iter=1000):

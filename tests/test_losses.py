@@ -49,6 +49,8 @@ def test_sinkhorn_hands_everything_to_the_core(affinities, marginals):
     assert_allclose(found.plan.sum(dim=1), marginals[0], **LAW[np.float64])
     assert losses.sinkhorn(K, 0.05, tol=0, max_iter=3).n_iter == 3
     assert losses.sinkhorn(K, 0.05, init=plain.g).n_iter == 1
+    relaxed, expected = (door(K, 0.05, rho_a=0.1, rho_b=0.7) for door in (losses.sinkhorn, core_sinkhorn.sinkhorn))
+    assert_allclose(relaxed.plan, expected.plan, **LAW[np.float64])
 
 
 def test_functions_from_features_hand_everything_to_the_core(rng, marginals):
@@ -58,6 +60,9 @@ def test_functions_from_features_hand_everything_to_the_core(rng, marginals):
     expected = core_sinkhorn.sinkhorn_from_features(F, G, 0.5, *marginals, **options)
     assert (found.n_iter, found.error) == (expected.n_iter, expected.error)
     assert losses.sinkhorn_from_features(F, G, 0.5, tol=0, max_iter=3).n_iter == 3
+    doors = losses.sinkhorn_from_features, core_sinkhorn.sinkhorn_from_features
+    relaxed, expected = (door(F, G, 0.5, rho_a=0.1, rho_b=0.7).plan for door in doors)
+    assert_allclose(relaxed, expected, **LAW[np.float64])
     assert losses.sinkhorn_from_features(F, G, 0.5, *marginals, init=found.g).n_iter == 1
     views = F, G, F_teacher, G_teacher
     for args, kwargs in (((), {}), ((0.3, 0.1, *marginals), {"tol": 1e-11}), ((), {"max_iter": 4})):

@@ -113,10 +113,18 @@ class StoredAffinity(_Affinity):
         return StoredAffinity(self.K[rows][:, columns])
 
     @cached_property
+    def _extremes(self):
+        return torch.aminmax(self.K)
+
+    @property
+    def largest(self):
+        """Largest entry."""
+        return float(self._extremes.max)
+
+    @cached_property
     def spread(self):
         """Largest entry less the smallest."""
-        smallest, largest = torch.aminmax(self.K)
-        return float(largest - smallest)
+        return float(self._extremes.max - self._extremes.min)
 
     @property
     def typical_spread(self):
@@ -146,9 +154,14 @@ class FactoredAffinity(_Affinity):
         return FactoredAffinity(self.F[rows], self.G[columns])
 
     @cached_property
+    def largest(self):
+        """Largest entry, at most (Cauchy-Schwarz)."""
+        return float(self.F.norm(dim=1).max() * self.G.norm(dim=1).max())
+
+    @property
     def spread(self):
-        """Largest entry less the smallest, at most (Cauchy-Schwarz)."""
-        return 2 * float(self.F.norm(dim=1).max() * self.G.norm(dim=1).max())
+        """Largest entry less the smallest, at most."""
+        return 2 * self.largest
 
     @cached_property
     def typical_spread(self):

@@ -11,10 +11,13 @@ iterations with Anderson acceleration, as far as they can be trusted; then the w
 is read instead of K where it is kept, else by the next sweep. A small plan is iterated on itself, unless that takes
 too long. A step that made things worse is taken back in part. The epsilon starts large and is divided from sweep to sweep
 until it is the wanted one.
+
+Marginals that give way (`relaxation`) move with the potentials, at a mass that is kept: rows are exact if they are what
+phi lets them be, columns are compared with their *target*, which is b where they are held. The mass comes last.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -23,6 +26,7 @@ import torch
 from scipy.sparse import csr_array
 
 from .affinity import FactoredAffinity, StoredAffinity, check_features, check_matrix, full_precision
+from .relaxation import RIGID, Relaxation, tilted
 
 FLOOR = -100.0  # log2: entries below 2^-100 of their row's maximum change no digit, and exp2 is slow in underflow
 _START = 0.03  # epsilon to start with, relative to the spread of K
@@ -52,15 +56,17 @@ class SinkhornResult:
     Attributes
     ----------
     f, g : Tensor of shape (n,) and (m,)
-        Potentials: ``log P = (K + f[:, None] + g) / epsilon``; -inf where a marginal is zero.
+        Potentials: ``log P = (K + f[:, None] + g) / epsilon``; -inf where a marginal is zero. A constant may go from
+        one to the other.
     n_iter : int
         Full iterations (one row and one column update each, over all entries of the plan).
     error : float
-        L1 distance between the plan's column sums and ``b``, over the total mass; its row sums equal ``a``.
+        L1 distance between the plan's column sums and what they have to be, over the plan's mass; its row sums are what
+        they have to be. That is ``b`` and ``a``, or, where relaxed, what the other potential makes optimal.
     converged : bool
         Whether ``error <= tol``.
-    column_sums : Tensor of shape (m,)
-        Column sums the plan has; equal to ``b`` up to `error`.
+    row_sums, column_sums : Tensor of shape (n,) and (m,)
+        Sums the plan has: equal to ``a``, and up to `error` to ``b``, where these are not relaxed.
     affinity, epsilon :
         The problem that was solved.
     """
@@ -70,6 +76,7 @@ class SinkhornResult:
     n_iter: int
     error: float
     converged: bool
+    row_sums: torch.Tensor
     column_sums: torch.Tensor
     affinity: StoredAffinity | FactoredAffinity
     epsilon: float
@@ -78,9 +85,10 @@ class SinkhornResult:
     def plan(self):
         """Transport plan P, shape (n, m), in the type of the affinity; computed anew at each reading."""
         P = self.affinity.empty(self.affinity.shape[0])
+        floor = FLOOR + min(float(self.column_sums.sum().log2()), 0)  # an unbalanced plan may have little mass
         with torch.no_grad(), full_precision(P.device):
             for rows in self.affinity.row_blocks():
-                self.log2_plan(rows, out=P[rows]).clamp_(min=FLOOR).exp2_()
+                self.log2_plan(rows, out=P[rows]).clamp_(min=floor).exp2_()
         return P
 
     def log2_plan(self, rows, out):
@@ -90,45 +98,57 @@ class SinkhornResult:
         return logits.add_((self.f[rows] * scale).to(dtype)[:, None])
 
 
-def sinkhorn(K, epsilon, a=None, b=None, *, tol=1e-5, max_iter=1000, init=None):
-    r"""Solve :math:`\max_{P \in \Pi(a, b)} \langle P, K\rangle - \varepsilon \langle P, \log P\rangle`.
+def sinkhorn(K, epsilon, a=None, b=None, *, rho_a=math.inf, rho_b=math.inf, tol=1e-5, max_iter=1000, init=None):
+    r"""Solve :math:`\max_{P \ge 0} \langle P, K\rangle - \varepsilon\,\mathrm{KL}(P \| a b^T)`, marginals held or relaxed.
 
     See :func:`skalign.losses.sinkhorn` for the parameters.
     """
     affinity = StoredAffinity(check_matrix(K.detach()))
-    return solve(affinity, epsilon, *check_problem(affinity, epsilon, a, b), tol=tol, max_iter=max_iter, init=init)
+    a, b = check_problem(affinity, epsilon, a, b, rho_a, rho_b)
+    return solve(affinity, epsilon, a, b, rho_a, rho_b, tol=tol, max_iter=max_iter, init=init)
 
 
-def sinkhorn_from_features(F, G, epsilon, a=None, b=None, *, tol=1e-5, max_iter=1000, init=None):
+def sinkhorn_from_features(
+    F, G, epsilon, a=None, b=None, *, rho_a=math.inf, rho_b=math.inf, tol=1e-5, max_iter=1000, init=None
+):
     """`sinkhorn` of ``F @ G.T``, which is not formed."""
     affinity = FactoredAffinity(*check_features(F.detach(), G.detach()))
-    return solve(affinity, epsilon, *check_problem(affinity, epsilon, a, b), tol=tol, max_iter=max_iter, init=init)
+    a, b = check_problem(affinity, epsilon, a, b, rho_a, rho_b)
+    return solve(affinity, epsilon, a, b, rho_a, rho_b, tol=tol, max_iter=max_iter, init=init)
 
 
-def solve(affinity, epsilon, a, b, *, tol, max_iter, init):
+def solve(affinity, epsilon, a, b, rho_a=math.inf, rho_b=math.inf, *, tol, max_iter, init):
     """`sinkhorn` on an affinity and marginals that were checked."""
     with torch.no_grad(), full_precision(affinity.device):
         rows, columns = a > 0, b > 0
         if rows.all() and columns.all():
-            return _solve(affinity, epsilon, a, b, tol, max_iter, init)
+            return _solve(affinity, epsilon, a, b, (rho_a, rho_b), tol, max_iter, init)
         init = None if init is None else torch.as_tensor(init)[columns]
-        inner = _solve(affinity.select(rows, columns), epsilon, a[rows], b[columns], tol, max_iter, init)
+        reduced = affinity.select(rows, columns), epsilon, a[rows], b[columns], (rho_a, rho_b)
+        inner = _solve(*reduced, tol, max_iter, init)
         f = a.new_full(a.shape, -math.inf).masked_scatter_(rows, inner.f)
         g = b.new_full(b.shape, -math.inf).masked_scatter_(columns, inner.g)
+        row_sums = torch.zeros_like(a).masked_scatter_(rows, inner.row_sums)
         column_sums = torch.zeros_like(b).masked_scatter_(columns, inner.column_sums)
-        return SinkhornResult(f, g, inner.n_iter, inner.error, inner.converged, column_sums, affinity, epsilon)
+        return replace(inner, f=f, g=g, row_sums=row_sums, column_sums=column_sums, affinity=affinity)
 
 
-def check_problem(affinity, epsilon, a=None, b=None):
+def check_problem(affinity, epsilon, a=None, b=None, rho_a=math.inf, rho_b=math.inf):
     """Refuse an ill-posed problem; fill in uniform marginals. Marginals come in float64."""
     if not epsilon > 0 or math.isinf(epsilon):
         raise ValueError(f"`epsilon` must be positive and finite, but it is {epsilon}. Typical values are 0.01 to 0.1.")
+    for name, rho in (("rho_a", rho_a), ("rho_b", rho_b)):
+        if not rho > 0:
+            raise ValueError(f"`{name}` must be positive, but it is {rho}. Pass infinity to hold the marginal.")
     n, m = affinity.shape
     a, b = _marginal(a, n, affinity, "a"), _marginal(b, m, affinity, "b")
     mass_a, mass_b = float(a.sum()), float(b.sum())
+    if min(rho_a, rho_b) < math.inf:
+        return a, b
     if not math.isclose(mass_a, mass_b, rel_tol=1e-4):
         raise ValueError(
-            f"The marginals must have equal mass, but `a` sums to {mass_a:g} and `b` to {mass_b:g}. Rescale one of them."
+            f"The marginals must have equal mass, but `a` sums to {mass_a:g} and `b` to {mass_b:g}. Rescale one of them, "
+            "or relax one by a finite `rho_a` or `rho_b`."
         )
     return a, b * (mass_a / mass_b)
 
@@ -147,21 +167,27 @@ def _marginal(weights, size, affinity, name):
 
 
 class _State(NamedTuple):
-    """Potentials whose plan has exact rows, how good they are, and the column sums of the plan."""
+    """Potentials, how good their plan is, and its sums, at the mass of b."""
 
-    error: float  # L1 distance of the column sums from b, over the total mass
-    dual: float  # objective that Sinkhorn iterations make larger, in units of log2, over the total mass
-    phi: torch.Tensor
+    error: float  # L1 distance of the column sums from their target, over the mass
+    dual: float  # objective that Sinkhorn iterations make larger, in units of log2, over the mass
+    phi: torch.Tensor  # that makes row sums a; the plan has `row_sums` instead
     psi: torch.Tensor
     column_sums: torch.Tensor
+    row_sums: torch.Tensor | None = None
+    target: torch.Tensor | None = None  # of the column sums
+    log_target: torch.Tensor | None = None  # its log2, where it is out of range too
 
 
-def _solve(affinity, epsilon, a, b, tol, max_iter, init):
+def _solve(affinity, epsilon, a, b, rho, tol, max_iter, init):
     """`sinkhorn` on positive marginals: from a large epsilon down, then at the wanted one until the columns fit."""
-    scale, n_iter, model = _log2_scale(epsilon), 0, None
+    scale, n_iter, model, log2_ratio = _log2_scale(epsilon), 0, None, 0.0
+    if min(rho) < math.inf:
+        log2_ratio = math.log2(b.sum() / a.sum())
+        a = a * (b.sum() / a.sum())
     if init is not None:
         psi = _check_init(init, b) * scale
-        best, psi, model, n_iter = _settle(affinity, scale, a, b, psi, None, tol, max_iter, is_warm=True)
+        best, psi, model, n_iter = _settle(affinity, scale, a, b, rho, psi, None, tol, max_iter, is_warm=True)
     if init is None or (best.error > max(tol, _STALE) and n_iter == 1 < max_iter):
         excess = max(_START * affinity.typical_spread / epsilon, 1)
         n_steps = round(math.log(excess, _FACTOR))
@@ -171,27 +197,44 @@ def _solve(affinity, epsilon, a, b, tol, max_iter, init):
             cap = min(max_iter - n_iter - 1, _COARSE_ITER)
             if cap > 0:
                 coarse = scale / factor**step
-                *_, psi, model, used = _settle(affinity, coarse, a, b, psi, model, _COARSE, cap, max_sweeps=1)
+                *_, psi, model, used = _settle(affinity, coarse, a, b, rho, psi, model, _COARSE, cap, max_sweeps=1)
                 n_iter += used
             psi = psi * factor
-        best, _, _, used = _settle(affinity, scale, a, b, psi, model, tol, max_iter - n_iter)
+        best, _, _, used = _settle(affinity, scale, a, b, rho, psi, model, tol, max_iter - n_iter)
         n_iter += used
-    f, g = best.phi / scale, best.psi / scale
-    return SinkhornResult(f, g, n_iter, best.error, best.error <= tol, best.column_sums, affinity, epsilon)
+    relaxation = Relaxation.at(*rho, scale)
+    log2_mass = 0.0 if relaxation == RIGID else _log2_mass(best.dual, relaxation, affinity, scale, b, log2_ratio)
+    f, g = (_exact_phi(best.phi, a, relaxation) + log2_mass) / scale, best.psi / scale
+    sums = (Z * 2.0**log2_mass for Z in (best.row_sums, best.column_sums))
+    return SinkhornResult(f, g, n_iter, best.error, best.error <= tol, *sums, affinity, epsilon)
 
 
-def _settle(affinity, scale, a, b, psi, model, tol, max_iter, max_sweeps=math.inf, is_warm=False):
+def _log2_mass(dual, relaxation, affinity, scale, b, log2_ratio):
+    """log2 of the plan's mass over that of b, at a dual objective."""
+    log2_b = math.log2(b.sum())
+    # a solution has the dual of a plan that stands on the largest entry, or more; a state short of it may not
+    log2_mass = relaxation.log2_mass(max(dual, -scale * affinity.largest - log2_b), log2_ratio)
+    if log2_mass + max(log2_b, 0) >= math.log2(torch.finfo(affinity.dtype).max):
+        raise ValueError(
+            f"The plan has a mass of 2^{log2_mass + log2_b:.0f}, which {affinity.dtype} does not hold: K is too large for "
+            "marginals so relaxed. Subtract its maximum from K, raise `rho_a` or `rho_b`, or, if K is at most 0, `max_iter`."
+        )
+    return log2_mass
+
+
+def _settle(affinity, scale, a, b, rho, psi, model, tol, max_iter, max_sweeps=math.inf, is_warm=False):
     """Iterate at one epsilon until the columns fit, a cap is reached, or a warm start proves stale.
 
     Returns the best state, the psi to go on with, the last model and the iterations.
     """
-    best, n_iter, n_sweeps, search = None, 0, 0, _Search(psi, b, affinity.spread * scale, tol)
+    relaxation = Relaxation.at(*rho, scale)
+    best, n_iter, n_sweeps, search = None, 0, 0, _Search(psi, b, relaxation, affinity.spread * scale, tol)
     while True:
-        state = model.read(psi, a, b) if n_sweeps else None
+        state = model.read(psi, a, b, relaxation) if n_sweeps else None
         if state is None:
             if n_sweeps >= max_sweeps:
                 return best, psi, model, n_iter
-            state, model = _sweep(affinity, scale, psi, a, b, model)
+            state, model = _sweep(affinity, scale, psi, a, b, model, relaxation)
             n_sweeps += 1
         n_iter += 1
         best = state if best is None or state.error < best.error else best
@@ -213,15 +256,16 @@ def _check_init(init, b):
 class _Search:
     """Where to look next, at one epsilon."""
 
-    def __init__(self, psi, b, reach, tol):
-        self.b, self.reach, self.tol, self.memory = b, reach, tol, _Memory(psi)
+    def __init__(self, psi, b, relaxation, reach, tol):
+        self.log_b, self.relaxation, self.reach, self.tol = b.log2(), relaxation, reach, tol
+        self.b, self.memory = b, _Memory(psi)
         self.n_states, self.useful_below, self.former_error, self.n_failed = 0, math.inf, math.inf, 0
         self.share = 0.0  # of a model's move that was gone last, 0 if no model was asked
 
     def after(self, state, model):
         """The psi after a state; on the way back to the state before if this one is much worse."""
         memory = self.memory
-        move = self.b.log2() - state.column_sums.log2()
+        move = _plain_move(state, self.relaxation)
         if memory.is_astray(state.error, state.dual, self._tamed(state.psi + move)):
             self.share /= 4
             if self.share >= _LEAST_SHARE:
@@ -232,10 +276,11 @@ class _Search:
         part = model.part if self.n_states > model.wait else None
         is_asked = part is not None and self._is_useful(state.error, part)
         if is_asked:
-            move = _solve_columns(model.asked(), state, self.b, max(0.2 * self.tol, part.trust * state.error))
+            wanted = max(0.2 * self.tol, part.trust * state.error)
+            move = _solve_columns(model.asked(), state, self.b, self.relaxation, wanted)
         if state.error < 0.5 and (not is_asked or part.is_sample):
             self.share = 0.0
-            return self._tamed(memory.anderson.step(state.psi, move, weight=self.b))
+            return self._tamed(memory.anderson.step(state.psi, move, weight=state.target))
         self.start, self.move, self.share = state.psi, move, float(is_asked)
         return self._tamed(state.psi + move)
 
@@ -253,9 +298,8 @@ class _Search:
 
     def _tamed(self, psi):
         """`psi` within the bounds every column update keeps: ``psi - log2 b`` spreads no further than ``scale K`` does."""
-        log_b = self.b.log2()
-        excess = psi - log_b
-        return log_b + (excess - (excess.max() + excess.min()) / 2).clamp(-self.reach / 2, self.reach / 2)
+        excess = psi - self.log_b
+        return self.log_b + (excess - (excess.max() + excess.min()) / 2).clamp(-self.reach / 2, self.reach / 2)
 
 
 class _Memory:
@@ -290,36 +334,85 @@ def _first_psi(affinity, scale, a, b):
     return b.log2() - totals
 
 
-def _sweep(affinity, scale, psi, a, b, former):
+def _plain_move(state, relaxation):
+    """The move of psi in a Sinkhorn iteration."""
+    return _damped(state.log_target - state.column_sums.log2(), relaxation)
+
+
+def _damped(move, relaxation):
+    return move * relaxation.damping if relaxation.columns else move
+
+
+def _sweep(affinity, scale, psi, a, b, former, relaxation=RIGID):
     """One pass over K: the phi that makes the rows exact, how good it is, and a model of the plan.
 
     `former` is the model of the sweep before, or None.
     """
     psi_k, a_k = psi.to(affinity.dtype), a.to(affinity.dtype)
     phi, column_sums, model, scratch = torch.empty_like(a), torch.zeros_like(psi_k), None, affinity.scratch()
+    top = a.new_full((), -math.inf)  # log2 of the largest row weight so far
     for rows in affinity.row_blocks():
         place = model.place(rows) if model else None
         out = scratch[: rows.stop - rows.start] if place is None else place
         block = affinity.scaled_rows(rows, scale, psi_k, out=out)
-        top, total = _exp2_rows(block)
-        block.div_(total[:, None])  # the plan over its row sums
-        phi[rows] = _log2_sum(top, total)
-        column_sums += a_k[rows] @ block
+        row_tops, totals = _exp2_rows(block)
+        block.div_(totals[:, None])  # the plan over its row sums
+        phi[rows] = _log2_sum(row_tops, totals)
+        if relaxation.rows:  # weights of which only the proportions are known before the end, and they may be extreme
+            log_weights = a[rows].log2() + relaxation.rows * phi[rows]
+            former_top, top = top, torch.maximum(top, log_weights.max())
+            column_sums *= (former_top - top).exp2()
+            column_sums += (log_weights - top).exp2().to(block.dtype) @ block
+        else:
+            column_sums += a_k[rows] @ block
         model = model or _new_model(affinity, block, former)
         model.keep(rows, block)
-    phi, column_sums = a.log2() - phi, _positive(column_sums.to(a.dtype))
-    state = _State(*torch.stack(_measures(phi, psi, column_sums, a, b)).tolist(), phi, psi, column_sums)
-    model.close(a, state)
+    phi, column_sums = a.log2() - phi, column_sums.to(a.dtype)
+    if relaxation.rows:
+        column_sums *= a.sum() / column_sums.sum()
+    row_sums, level = _row_sums(phi, a, relaxation)
+    column_sums = _positive(column_sums)
+    target, log_target, *measures = _measures(phi, psi, level, column_sums, a, b, relaxation)
+    state = _State(*torch.stack(measures).tolist(), phi, psi, column_sums, row_sums, target, log_target)
+    model.close(row_sums, state)
     return state, model
+
+
+def _row_sums(phi, a, relaxation):
+    """What the rows sum to where phi would make it a, and the level of their sums at phi = 0 (see `tilted`)."""
+    return (a, 0.0) if relaxation == RIGID else tilted(a, a.log2() - phi, relaxation.rows)
+
+
+def _exact_phi(phi, a, relaxation):
+    """phi of the plan, where `phi` would make its row sums a."""
+    if not relaxation.rows:
+        return phi
+    _, level = _row_sums(phi, a, relaxation)
+    return phi + relaxation.rows * (a.log2() - phi - level / a.sum())
 
 
 def _positive(sums):
     return sums.clamp_(min=torch.finfo(torch.float32).tiny)
 
 
-def _measures(phi, psi, column_sums, a, b):
-    """Error and dual objective, over the total mass."""
-    return (column_sums - b).abs().sum() / b.sum(), (a @ phi + b @ psi) / b.sum()
+def _measures(phi, psi, level, column_sums, a, b, relaxation):
+    """Target of the columns and its log2; error and dual objective, over the mass."""
+    mass = b.sum()
+    if relaxation == RIGID:
+        target, log_target, dual = b, b.log2(), a @ phi + b @ psi
+    else:
+        target, log_target, height = _target(b, psi - b.log2(), relaxation)
+        dual = height - level
+    return target, log_target, (column_sums - target).abs().sum() / mass, dual / mass
+
+
+def _target(weights, excess, relaxation):
+    """What columns have to sum to where psi exceeds log2 of their weights, its log2, and the level of the excess."""
+    target, height = tilted(weights, excess, -relaxation.columns)
+    log_target = weights.log2()
+    if relaxation.columns:
+        target, log_target = _positive(target), log_target - relaxation.columns * (excess - height / weights.sum())
+    return target, log_target, height
 
 
 def _exp2_rows(block):
@@ -388,7 +481,7 @@ class _Model:
     def place(self, rows):
         """Where some rows of the plan are to be computed, or None."""
 
-    def read(self, psi, a, b):
+    def read(self, psi, a, b, relaxation=RIGID):
         """The state at psi as a sweep would find it, or None if the model is not enough for that."""
 
 
@@ -419,19 +512,21 @@ class _WholePlan(_Model):
     def close(self, a, state):
         self.base, self.last_read = state, (a, state)
 
-    def read(self, psi, a, b):
+    def read(self, psi, a, b, relaxation=RIGID):
         move = psi - self.base.psi
         low, high = torch.aminmax(move)
         shift = (low + high) / 2  # of all columns alike, which the plan does not see
         v = (move - shift).exp2()
-        row_sums = (self.G @ v.to(self.G.dtype)).to(v.dtype)
-        column_sums = _positive(v * (self.G.T @ (a / row_sums).to(self.G.dtype)).to(v.dtype))
-        phi = self.base.phi - row_sums.log2() - shift
-        error, dual, extent = torch.stack([*_measures(phi, psi, column_sums, a, b), high - low]).tolist()
+        growth = (self.G @ v.to(self.G.dtype)).to(v.dtype)  # of the row sums
+        phi = self.base.phi - growth.log2() - shift
+        row_sums, level = _row_sums(phi, a, relaxation)
+        column_sums = _positive(v * (self.G.T @ (row_sums / growth).to(self.G.dtype)).to(v.dtype))
+        target, log_target, *measures = _measures(phi, psi, level, column_sums, a, b, relaxation)
+        error, dual, extent = torch.stack([*measures, high - low]).tolist()
         if extent > 2 * _REACH:
             return None
-        state = _State(error, dual, phi, psi, column_sums)
-        self.last_read = a, state, v, row_sums
+        state = _State(error, dual, phi, psi, column_sums, row_sums, target, log_target)
+        self.last_read = row_sums, state, v, growth
         return state
 
     def asked(self):
@@ -457,7 +552,7 @@ class _SomeRows(_Model):
         self.G[at : at + len(kept)] = kept
 
     def close(self, a, state):
-        self.a = a[:: self.stride]
+        self.a = a[:: self.stride].clamp(min=torch.finfo(torch.float32).tiny)  # relaxed rows may have no mass
 
     def target(self, b, sums, column_sums):
         """What the sums of the model have to be for those of the plan to be b: some rows stand for all."""
@@ -552,26 +647,31 @@ class _LargeEntries(_Model):
         return torch.from_numpy(G @ vector.numpy().astype(self.dtype)).to(vector.dtype)
 
 
-def _solve_columns(model, state, b, wanted):
-    """The move of psi that brings the column sums of a model to b, by accelerated Sinkhorn iterations.
+def _solve_columns(model, state, b, relaxation, wanted):
+    """The move of psi that brings the column sums of a model to their target, by accelerated Sinkhorn iterations.
 
     It ends where the error is `wanted`, or where the model's reach does.
     """
-    plain = b.log2() - state.column_sums.log2()
+    weight, plain = state.target, _plain_move(state, relaxation)
     if state.error <= wanted or float(plain.abs().max()) > model.reach:
         return plain
-    move, target, lowest = torch.zeros_like(b), None, math.inf
+    move, weights, lowest, mass = torch.zeros_like(b), None, math.inf, b.sum()
+    base = state.psi - b.log2() if relaxation.columns else None
     memory = _Memory(move)
     for _ in range(_MODEL_ITER):
         v = move.exp2()
-        row_sums = model.row_sums(v)
-        sums = v * model.column_sums(model.a / row_sums)
-        if target is None:
-            target = model.target(b, sums, state.column_sums)
-        off = (b * (sums / target - 1)).abs().sum()
-        objective = target @ move - model.a @ row_sums.log2()
-        error, dual, size = torch.stack([off / b.sum(), objective / b.sum(), move.abs().max()]).tolist()
-        residual = target.log2() - sums.log2()
+        growth = model.row_sums(v)
+        row_sums, level = tilted(model.a, growth.log2(), relaxation.rows)
+        sums = v * model.column_sums(row_sums / growth)
+        if relaxation.rows:
+            sums = _positive(sums)  # rows with an entry here may have no mass
+        if weights is None:
+            weights = model.target(b, sums, state.column_sums)
+        # where columns are held all that counts is the move
+        target, log_target, height = _target(weights, move if base is None else base + move, relaxation)
+        off = (weight * (sums / target - 1)).abs().sum()
+        error, dual, size = torch.stack([off / mass, (height - level) / mass, move.abs().max()]).tolist()
+        residual = _damped(log_target - sums.log2(), relaxation)
         if memory.is_astray(error, dual, move + residual):
             move, memory = memory.safe_psi, _Memory(memory.safe_psi)
             continue
@@ -581,7 +681,7 @@ def _solve_columns(model, state, b, wanted):
             lowest, found = error, move
         if error <= wanted:
             break
-        move = memory.anderson.step(move, residual, weight=b) if error < 0.5 else move + residual
+        move = memory.anderson.step(move, residual, weight=weight) if error < 0.5 else move + residual
     return found
 
 

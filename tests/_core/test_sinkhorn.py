@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from skalign._core import affinity
 from skalign._core import sinkhorn as module
+from skalign._core.relaxation import Relaxation
 from skalign._core.sinkhorn import sinkhorn, sinkhorn_from_features
 
 DTYPES = {np.float32: torch.float32, np.float64: torch.float64}
@@ -328,6 +329,19 @@ def test_a_kept_plan_is_read_as_a_sweep_would_find_it(rng, few, monkeypatch):
     assert model.read(moved, a, b) is None
 
 
+@pytest.mark.parametrize("relaxation", [(0.3, 0.0), (0.0, 2.0), (0.9, 0.1)])
+def test_a_kept_plan_is_read_as_a_sweep_would_find_it_where_marginals_give_way(rng, relaxation):
+    K, scale, relaxation = affinity.StoredAffinity(cosines(rng)), 50.0, Relaxation(*relaxation)
+    psi, a, b = torch.from_numpy(rng.normal(size=11)), *(torch.from_numpy(weights(rng, n)) for n in (7, 11))
+    _, model = module._sweep(K, scale, psi, a, b, None, relaxation)
+    moved = psi + 100 + 5 * torch.from_numpy(rng.normal(size=11))
+    found, (expected, _) = model.read(moved, a, b, relaxation), module._sweep(K, scale, moved, a, b, None, relaxation)
+    for name in expected._fields:
+        assert_allclose(getattr(found, name), getattr(expected, name), **LAW[np.float64])
+    assert_allclose(found.column_sums.sum(), 1, **LAW[np.float64])
+    assert_allclose(found.target.sum(), 1, **LAW[np.float64])
+
+
 def features(rng, n=29, m=41, d=5):
     """Unit rows of two views."""
     return tuple(torch.nn.functional.normalize(torch.from_numpy(rng.normal(size=(size, d))), dim=1) for size in (n, m))
@@ -377,6 +391,21 @@ def test_features_give_the_plan_of_their_product(rng, model, dtype, epsilon, tol
     assert column_error <= MARGINAL * tol
     expected = solved(F.double() @ G.double().T, epsilon, a, b)
     assert_allclose(result.plan, expected.plan, **LIBRARY[dtype] if dtype is np.float64 else {"atol": 1e-5})
+
+
+@pytest.mark.parametrize("rho", [(0.1, 0.1), (10, 1), (0.2, math.inf), (math.inf, 0.05)])
+def test_features_give_the_relaxed_plan_of_their_product(rng, model, rho):
+    F, G = features(rng)
+    F, G = torch.cat([F, torch.ones(29, 1)], dim=1), torch.cat([G, -torch.ones(41, 1)], dim=1)  # K between -2 and 0
+    a, b, rho = weights(rng, 29), 1.7 * weights(rng, 41), {"rho_a": rho[0], "rho_b": rho[1]}
+    for epsilon in (1, 0.1, 0.01):
+        result = sinkhorn_from_features(F, G, epsilon, a, b, **rho, tol=1e-10, max_iter=5000)
+        expected = sinkhorn(F @ G.T, epsilon, a, b, **rho, tol=1e-12, max_iter=5000)
+        assert result.converged
+        assert expected.converged
+        assert_allclose(result.plan, expected.plan, **LIBRARY[np.float64])
+        assert_allclose(result.row_sums, result.plan.sum(dim=1), **LAW[np.float64])
+        assert_allclose(result.column_sums, result.plan.sum(dim=0), **LAW[np.float64])
 
 
 def test_features_meet_in_a_matrix_only_if_it_fits(rng, model, monkeypatch):

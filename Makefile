@@ -6,8 +6,8 @@ STAMP = $(VENV)/.installed
 SKLEARN ?= 1.6 1.7 1.8 1.9
 VENVS ?= .venvs
 ON_SKLEARN = $(SKLEARN:%=test-sklearn-%)
-API_TESTS = $(addprefix tests/, test_common.py test_matrix.py test_folds.py test_model_selection.py test_pairs.py \
-	test_hubness.py test_retrieval.py test_metrics.py test_sotalign.py test_teachers.py baselines)
+API_TESTS = $(addprefix tests/, test_common.py test_matrix.py test_folds.py test_model_selection.py test_pairs.py test_callbacks.py \
+	test_files.py test_hubness.py test_retrieval.py test_zero_shot.py test_metrics.py test_sotalign.py test_teachers.py baselines)
 
 .PHONY: demo test test-fast test-sklearn $(ON_SKLEARN) lint quality clean
 

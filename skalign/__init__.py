@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # for editors and type checkers, which do not run __getattr__
     from . import baselines, datasets, losses, metrics, model_selection, plotting
+    from ._bridge import BridgeFlow
     from ._files import load
     from ._hubness import HubnessCorrection
     from ._retrieval import CrossModalRetriever
@@ -17,6 +18,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not run __getattr__
 __version__ = "0.1.0"
 
 _HOMES = {
+    "BridgeFlow": "_bridge",
     "CCATeacher": "_teachers",
     "ContrastiveTeacher": "_trained",
     "CrossModalRetriever": "_retrieval",
@@ -31,6 +33,7 @@ _HOMES = {
 _SUBPACKAGES = ("baselines", "datasets", "losses", "metrics", "model_selection", "plotting")
 
 __all__ = [
+    "BridgeFlow",
     "CCATeacher",
     "ContrastiveTeacher",
     "CrossModalRetriever",

@@ -5,7 +5,7 @@ import warnings
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
-from sklearn.exceptions import NotFittedError
+from sklearn.frozen import FrozenEstimator
 from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import _get_feature_names, check_is_fitted, validate_data
 
@@ -41,7 +41,7 @@ def fit_within(estimator, views, pairs, random_state):
 
     So a fit with one seed is one fit, what is nested included.
     """
-    if getattr(estimator, "random_state", 0) is None:
+    if getattr(estimator, "random_state", 0) is None and not isinstance(estimator, FrozenEstimator):
         estimator.set_params(random_state=check_random_state(random_state).randint(2**31 - 1))
     pools = {"X_unpaired": views.X_pool, "Y_unpaired": views.Y_pool}
     given = {name: pool for name, pool in pools.items() if pool is not None}
@@ -161,17 +161,24 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         """
         check_is_fitted(self)
         Y = self._required(y if Y is None else Y)
+        if sample_weight is not None and np.asarray(to_numpy(sample_weight)).dtype == bool:
+            raise ValueError(
+                "`sample_weight`, the third argument of `score`, must hold weights, but it is boolean. If it is the mask of "
+                "the pairs, write score(X, Y, paired_idx=mask)."
+            )
         views = judge_pairs(self._check_x(X, allow_nan=True), self._check_y(Y, allow_nan=True), to_numpy(paired_idx))
         if paired_idx is None and len(views.pairs) == self._table_size_:
             warnings.warn(
                 f"`score` takes all {self._table_size_} rows for pairs, but of a table with as many rows only {self.n_pairs_} "
-                "were paired in `fit`. If it is the same, pass `paired_idx` here, too.",
+                "were paired in `fit`. If it is the same, pass `paired_idx` here, too; through a pipeline or search that needs "
+                "sklearn.set_config(enable_metadata_routing=True).",
                 UserWarning,
                 stacklevel=2,
             )
         x_rows, x_of = np.unique(views.pairs[:, 0], return_inverse=True)
         y_rows, y_of = np.unique(views.pairs[:, 1], return_inverse=True)
-        F, G = self._embed_x(views.X[x_rows]), self._embed_y(views.Y[y_rows])
+        F = self._compared(self._embed_x(views.X[x_rows]))
+        G = self._compared(self._embed_y(views.Y[y_rows]))
         weights = _query_weights(sample_weight, views)
         return float(recalls(F, G, np.column_stack([x_of, y_of]), ks=(1,), weights=weights).mean())
 
@@ -315,20 +322,24 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
 
         return [*([UnitRows()] if self.normalize else []), Standardize(getattr(self, f"{view}_mean_"))]
 
-    def _judge(self, X, Y, paired_idx, X_unpaired, Y_unpaired):
-        """Check everything `fit` was given; returns `PairedViews` in float32 or float64."""
+    def _judge(self, X, Y, paired_idx, X_unpaired, Y_unpaired, *, required=True):
+        """Check everything `fit` was given; returns `PairedViews` in float32 or float64, with a pair if `required`."""
         Y = self._required(Y)
         refuse_wrong_folds()
         X = validate_data(self, to_numpy(X), dtype=floats_of(X), order="C", ensure_all_finite="allow-nan")
         Y = self._check_y(Y, allow_nan=True, reset=True)
         X_pool = check_pool(X_unpaired, "X", X.shape[1], getattr(self, "feature_names_in_", None))
         Y_pool = check_pool(Y_unpaired, "Y", Y.shape[1], getattr(self, "feature_names_in_y_", None))
-        views = judge_pairs(X, Y, to_numpy(paired_idx), X_pool, Y_pool)
+        views = judge_pairs(X, Y, to_numpy(paired_idx), X_pool, Y_pool, required=required)
         self.n_pairs_ = len(views.pairs)
-        self._table_size_ = None  # of a table that holds more than pairs
+        self._table_size_ = 0  # rows of a table that holds more than pairs
         if len(X) == len(Y) and len(views.x_free) and len(views.y_free):
             self._table_size_ = np.count_nonzero(~(missing_rows(X) | missing_rows(Y)))
         return views
+
+    def _compared(self, Z):
+        """Embedded rows as `score` takes cosines of them."""
+        return Z
 
     def _required(self, Y):
         if Y is None:
@@ -362,6 +373,10 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         names = _get_feature_names(Y)
         checks = {"ensure_2d": False, "ensure_all_finite": "allow-nan", "input_name": "Y", "estimator": self}
         Y = check_array(to_numpy(Y), dtype=floats_of(Y), order="C", **checks)
+        if Y.ndim == 1 and not reset and self.n_features_in_y_ > 1:
+            raise ValueError(
+                f"Expected 2D array for Y, got 1D array of {len(Y)} numbers instead. Pass a single row as Y.reshape(1, -1)."
+            )
         Y = Y.reshape(-1, 1) if Y.ndim == 1 else Y
         if reset:
             self.n_features_in_y_ = Y.shape[1]
@@ -403,18 +418,6 @@ def _refuse_nan(view, name):
             f"{np.argmax(missing)}. A missing row cannot be embedded; pass the rows that are present."
         )
     return view
-
-
-def embed_by(aligner, rows, view):
-    """Rows of a view as a fitted aligner, which is used as it is, embeds them; an array."""
-    embed = aligner.transform if view == "x" else aligner.transform_y
-    try:
-        return np.asarray(to_numpy(embed(rows)))
-    except NotFittedError as error:
-        raise NotFittedError(
-            f"`aligner` is used as it is, and this {type(aligner).__name__} is not fitted. Fit it first; for searches, "
-            "pipelines and whatever else clones, which drops a fit, pass FrozenEstimator(aligner)."
-        ) from error
 
 
 def check_pool(pool, name, n_features, feature_names):

@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 import torch
 from sklearn.decomposition import PCA
+from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import Normalizer, StandardScaler
 
@@ -22,6 +23,8 @@ def preprocessing_layers(transformer):
     """
     if transformer is None or transformer == "passthrough":
         return []
+    if isinstance(transformer, FrozenEstimator):
+        return preprocessing_layers(transformer.estimator)
     if isinstance(transformer, Pipeline):
         return [layer for _, step in transformer.steps for layer in preprocessing_layers(step)]
     if type(transformer) is StandardScaler:
@@ -46,7 +49,7 @@ def write_onnx(module, n_features, name, path):
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ImportError("`to_onnx` writes with onnx and onnxscript: pip install 'skalign[onnx]'.") from error
-    with warnings.catch_warnings():
+    with replacing(path) as temporary, warnings.catch_warnings():
         warnings.simplefilter("ignore", (FutureWarning, DeprecationWarning))  # of what torch's exporter calls
         program = torch.onnx.export(
             module,
@@ -57,8 +60,9 @@ def write_onnx(module, n_features, name, path):
             output_names=["embedding"],
             dynamic_shapes=({0: torch.export.Dim("n_rows")},),
         )
-    graph = program.model_proto
-    for node in graph.graph.node:
-        del node.metadata_props[:]  # among them the paths of the files on this machine that each operation came from
-    with replacing(path) as temporary:
+        graph = program.model_proto
+        for node in graph.graph.node:
+            del node.metadata_props[
+                :
+            ]  # among them the paths of the files on this machine that each operation came from
         temporary.write_bytes(graph.SerializeToString())

@@ -2,7 +2,7 @@
 
 The JSON is a tree of plain values. What plain JSON lacks is an object with a word of its own: {"float": "nan"},
 {"scalar": 2.5, "dtype": "float32"}, {"tuple": [...]}, {"dict": {...}}, {"array": name, "order": "C"}, {"strings": [...]},
-{"class": name, "state": {...}}.
+{"class": name, "state": {...}}, {"csr": [data, columns, starts], "shape": [n, m]}.
 """
 
 import contextlib
@@ -18,6 +18,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+from scipy.sparse import csr_array
 
 from . import __version__
 from ._arrays import resolve_device
@@ -28,6 +29,7 @@ _DTYPES = {"bool", "float16", "float32", "float64"} | {
 }
 
 _ALIGNERS = {
+    "skalign.BridgeFlow",
     "skalign.CCATeacher",
     "skalign.ContrastiveTeacher",
     "skalign.HubnessCorrection",
@@ -138,6 +140,10 @@ def load(path):
             "copy or save it again."
         )
     try:
+        for name, array in arrays.items():
+            if array.dtype.name not in _DTYPES or not np.isfinite(array).all():
+                what = "not finite" if array.dtype.name in _DTYPES else f"of type {array.dtype}"
+                raise ValueError(f"`{name}` is {what}")
         aligner = _decode(json.loads(metadata["estimator"], parse_constant=_refuse_constant), arrays)
         if _public_name(type(aligner)) not in _ALIGNERS or not hasattr(aligner, "n_components_"):
             raise ValueError(f"a fitted aligner was expected, but it is {type(aligner).__name__}")
@@ -168,6 +174,8 @@ def replacing(path):
     A process that is killed leaves the old file whole, and perhaps ``<name>.<8 hexadecimal digits>.tmp`` beside it.
     """
     path = Path(os.path.realpath(path))  # a link keeps pointing to the file
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"There is no folder {path.parent} to write {path.name} into. Make it first.")
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
@@ -234,10 +242,15 @@ def _encode(value, name, arrays):
     """A value as JSON holds it; its arrays go into `arrays`, by the name of where they stand."""
     if value is None or type(value) in (bool, int, str):
         return value
+    if isinstance(value, np.str_):
+        return str(value)
     if type(value) is float:
         return value if math.isfinite(value) else {"float": repr(value)}
     if isinstance(value, np.ndarray):
         return _encode_array(value, name, arrays)
+    if isinstance(value, csr_array):
+        parts = value.data, value.indices, value.indptr
+        return {"csr": _encode(list(parts), name, arrays), "shape": list(value.shape)}
     if isinstance(value, np.generic) and value.dtype.name in _DTYPES:
         return {"scalar": _encode(value.item(), name, arrays), "dtype": value.dtype.name}
     if type(value) in (list, tuple):
@@ -255,6 +268,8 @@ def _encode(value, name, arrays):
     state = value._asdict() if isinstance(value, tuple) else dict(value.__getstate__())
     for matter_of_fit in ("_metadata_request", "_skl_callbacks"):  # how arguments are passed on, and who listens
         state.pop(matter_of_fit, None)
+    if "memory" in state:
+        state["memory"] = None  # a folder of this machine, whose pickles a fit would load
     return {"class": public, "state": _encode_items(state, name, arrays)}
 
 
@@ -310,18 +325,17 @@ def _decode(node, arrays):
             return _decode_array(name, order, arrays)
         case {"strings": list(items)} if all(isinstance(item, str) for item in items):
             return np.array(items, dtype=object)
+        case {"csr": [_, _, _] as parts, "shape": [int(), int()] as shape}:
+            matrix = csr_array(tuple(_decode(parts, arrays)), shape=tuple(shape))
+            matrix.check_format(full_check=True)
+            return matrix
         case {"class": str(name), "state": dict(state)}:
             return _build(_class(name), _decode({"dict": state}, arrays), sum(array.size for array in arrays.values()))
     raise ValueError(f"{node!s:.80} is no value of this format")
 
 
 def _decode_array(name, order, arrays):
-    array = arrays[name]
-    if array.dtype.name not in _DTYPES:
-        raise ValueError(f"`{name}` is of type {array.dtype}")
-    if not np.isfinite(array).all():
-        raise ValueError(f"`{name}` is not finite")
-    return array.T if order == "F" else array
+    return arrays[name].T if order == "F" else arrays[name]
 
 
 def _build(cls, state, n_numbers):
@@ -332,15 +346,19 @@ def _build(cls, state, n_numbers):
     if not hasattr(cls, "get_params"):
         instance.__setstate__(state)
         return instance
-    missing = set(cls._get_param_names()) - state.keys()
+    parameters = set(cls._get_param_names())
+    missing = parameters - state.keys()
     if missing:
         raise ValueError(f"{cls.__name__} lacks {', '.join(sorted(missing))}")
+    hidden = sorted(name for name in state.keys() - parameters if hasattr(cls, name))
+    if hidden or state.get("memory") is not None:
+        raise ValueError(f"{cls.__name__} has no attribute {', '.join(hidden) or 'memory'} of its own in a file")
     if "device" in state:
         state["device"] = _device_here(state["device"])
     instance.__setstate__(state)
     if hasattr(cls, "_parameter_constraints"):
         instance._validate_params()
-    if _public_name(cls) in _ALIGNERS and "n_features_in_" in state:
+    if _public_name(cls) in _ALIGNERS and any(name.endswith("_") for name in state):
         _check_fitted_state(instance, n_numbers)
     return instance
 

@@ -40,7 +40,7 @@ def refuse_wrong_folds():
     if mask.shape != (n,) or "score_params" not in call or "paired_idx" in (call["score_params"] or {}):
         return  # a mask that does not fit is for the fit to refuse
     scorer = call.get("scorer")
-    if any(map(inspect.isfunction, getattr(scorer, "_scorers", {None: scorer}).values())):
+    if any(not _is_known(each) for each in getattr(scorer, "_scorers", {None: scorer}).values()):
         return  # what a user wrote may know the pairs by itself
     rows = np.arange(n)[call["test"]]
     rows = rows[~mask[rows]]
@@ -51,6 +51,12 @@ def refuse_wrong_folds():
             "pairs only, cv=PairedKFold(5, paired=mask), or let the mask reach splitter and score: "
             "sklearn.set_config(enable_metadata_routing=True)."
         )
+
+
+def _is_known(scorer):
+    """Whether a scorer is scikit-learn's, which calls `score`, or ours."""
+    module = type(scorer).__module__.split(".")[0]
+    return scorer is None or (module in ("sklearn", "skalign") and not inspect.ismethod(scorer))
 
 
 def missing_in_any(n_rows, *views):

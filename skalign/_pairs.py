@@ -7,6 +7,7 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+_BLOCK = 8192  # rows taken at once where all are read
 _CV_HINT = (
     "Inside cross-validation (GridSearchCV, cross_val_score) integers cannot follow the folds; "
     "pass a boolean mask of length len(X), or NaN rows, instead."
@@ -68,7 +69,7 @@ class PairedViews:
         return stack(self.Y[~missing_rows(self.Y)], self.Y_pool)
 
 
-def judge_pairs(X, Y, paired_idx=None, X_pool=None, Y_pool=None):
+def judge_pairs(X, Y, paired_idx=None, X_pool=None, Y_pool=None, *, required=True):
     """Judge every accepted form of `paired_idx` and return the views it describes.
 
     Parameters
@@ -79,6 +80,8 @@ def judge_pairs(X, Y, paired_idx=None, X_pool=None, Y_pool=None):
         See :func:`check_pairs`.
     X_pool, Y_pool : ndarray or None
         Finite unpaired rows of any length.
+    required : bool, default=True
+        Whether there must be a pair; else a `paired_idx` that is empty, or False throughout, means that there is none.
 
     Returns
     -------
@@ -94,12 +97,15 @@ def judge_pairs(X, Y, paired_idx=None, X_pool=None, Y_pool=None):
     _refuse_nonfinite(Y, missing_y, "Y")
     if paired_idx is None and len(X) == len(Y):
         paired_idx = ~(missing_x | missing_y)
-        if not paired_idx.any():
+        if required and not paired_idx.any():
             raise ValueError(
                 "Expected at least one pair, but every row is entirely NaN in X or in Y. "
                 "Leave at least one row present in both views."
             )
-    pairs = check_pairs(paired_idx, len(X), len(Y))
+    if not required and _names_none(paired_idx):
+        pairs = np.empty((0, 2), dtype=np.int64)
+    else:
+        pairs = check_pairs(paired_idx, len(X), len(Y))
     for missing, column, name in ((missing_x, 0, "X"), (missing_y, 1, "Y")):
         bad = pairs[missing[pairs[:, column]], column]
         if bad.size:
@@ -188,6 +194,8 @@ def group_pairs(pairs):
     groups : ndarray of int, shape (p,)
         From 0 up; keep a group on one side of every split.
     """
+    if not len(pairs):
+        return np.empty(0, dtype=np.int64)
     x_of = np.unique(pairs[:, 0], return_inverse=True)[1]
     y_of = np.unique(pairs[:, 1], return_inverse=True)[1] + x_of.max() + 1
     size = y_of.max() + 1
@@ -210,6 +218,13 @@ def as_index_array(paired_idx):
             "Convert a mask with .astype(bool), or row numbers with .astype(int)."
         )
     return idx
+
+
+def _names_none(paired_idx):
+    if paired_idx is None:
+        return False
+    idx = as_index_array(paired_idx)
+    return idx.size == 0 or (idx.dtype == bool and not idx.any())
 
 
 def _pairs_from_mask(mask, n_x, n_y):
@@ -258,6 +273,9 @@ def missing_rows(view):
 
 
 def _refuse_nonfinite(view, missing, name):
+    with np.errstate(over="ignore", invalid="ignore"):
+        if not missing.any() and np.isfinite(view.sum(dtype=np.float64)):
+            return  # no mask as large as the view
     finite = np.isfinite(view).all(axis=1) | missing
     if not finite.all():
         row = int(np.argmin(finite))
@@ -277,3 +295,28 @@ def _free_rows(missing, paired_rows):
 def stack(rows, pool):
     """Rows, then those of a pool if there is one."""
     return rows if pool is None else np.concatenate([rows, pool])
+
+
+def mean_and_scale(view, pool):
+    """Mean of all present rows of a view and its pool, and the root mean square of their centred entries (1 for 0)."""
+    n_rows = sum(len(block) for block in _blocks(view, pool))
+    mean = sum(block.sum(axis=0) for block in _blocks(view, pool)) / n_rows
+    square = sum(np.square(block - mean).sum() for block in _blocks(view, pool)) / (n_rows * view.shape[1])
+    return mean, float(np.sqrt(square)) or 1.0
+
+
+def some_rows(view, pool, n_rows, rng):
+    """Up to `n_rows` of the present rows of a view and its pool, in their order; all of them if there are no more."""
+    n_all = len(view) + (0 if pool is None else len(pool))
+    # of many, draws with replacement, of which a few are lost: no permutation as long as the view
+    rows = np.unique(rng.randint(n_all, size=n_rows)) if n_all > n_rows else np.arange(n_all)
+    drawn = view[rows[rows < len(view)]]
+    return stack(drawn[~missing_rows(drawn)], None if pool is None else pool[rows[rows >= len(view)] - len(view)])
+
+
+def _blocks(view, pool):
+    """All present rows of a view and its pool in float64, a few at a time, so that no copy as large as the view is made."""
+    for part in (view, pool):
+        for start in range(0, 0 if part is None else len(part), _BLOCK):
+            block = part[start : start + _BLOCK]
+            yield block[~missing_rows(block)].astype(np.float64)

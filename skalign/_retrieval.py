@@ -10,9 +10,10 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from ._arrays import resolve_device, to_numpy, to_tensor
-from ._base import all_or_nothing, embed_by
+from ._base import all_or_nothing
 from ._core.hubness import lift_gallery, lift_queries, mean_of_nearest, n_local, soft_maximum
 from ._core.search import largest_products, products_of_rows
+from ._embedding import embed_by
 from ._indexes import INDEXES
 
 
@@ -37,7 +38,7 @@ class CrossModalRetriever(BaseEstimator):
     Parameters
     ----------
     aligner : fitted aligner
-        Has ``transform`` and ``transform_y``, which return rows of unit length. Used as it is, neither cloned nor fitted;
+        Or a fitted pipeline or search that holds one; rows pass all its steps. Used as it is, neither cloned nor fitted;
         whatever clones drops its fit, unless it is a ``FrozenEstimator(aligner)`` (:class:`sklearn.frozen.FrozenEstimator`).
     n_neighbors : int, default=10
         Rows found for each query, at least 1.
@@ -99,7 +100,7 @@ class CrossModalRetriever(BaseEstimator):
     """
 
     _parameter_constraints: dict = {
-        "aligner": [HasMethods(["transform", "transform_y"])],
+        "aligner": [HasMethods(["transform"])],
         "n_neighbors": [Interval(Integral, 1, None, closed="left")],
         "gallery": [StrOptions({"x", "y"})],
         "similarity": [StrOptions({"cosine", "csls", "inverted_softmax"})],
@@ -163,7 +164,8 @@ class CrossModalRetriever(BaseEstimator):
             If the library of the index is not installed.
         """
         _torch_device(self.device)
-        self.gallery_ = embed_by(self.aligner, gallery, self.gallery)
+        self._view = self.gallery
+        self.gallery_ = embed_by(self.aligner, gallery, self._view)
         self.hubness_, self._scale = self._hubness(queries), 1.0
         if self.hubness_ is not None:
             self.gallery_, self._scale = lift_gallery(self.gallery_, self.hubness_)
@@ -205,7 +207,7 @@ class CrossModalRetriever(BaseEstimator):
         """
         check_is_fitted(self)
         k = self.n_neighbors if n_neighbors is None else n_neighbors
-        if not isinstance(k, Integral) or not 1 <= k <= len(self.gallery_):
+        if not isinstance(k, Integral) or isinstance(k, bool) or not 1 <= k <= len(self.gallery_):
             raise ValueError(
                 f"`n_neighbors` must be an integer from 1 to {len(self.gallery_)}, the rows of the gallery, but it is {k!r}."
             )
@@ -217,7 +219,7 @@ class CrossModalRetriever(BaseEstimator):
 
     @property
     def _query_view(self):
-        return "y" if self.gallery == "x" else "x"
+        return "y" if self._view == "x" else "x"  # as in `fit`, whatever was set since
 
     def _hubness(self, queries):
         """How near each row of the gallery is to the reference queries; None if that does not matter."""
@@ -225,9 +227,9 @@ class CrossModalRetriever(BaseEstimator):
             return None
         if queries is None:
             raise ValueError(
-                f'similarity="{self.similarity}" judges rows of the gallery by reference queries, but `queries` is None. Pass '
-                f"rows of {self._query_view.upper()}, such as unpaired ones, fit(gallery, queries=...), or use "
-                'similarity="cosine".'
+                f'similarity="{self.similarity}" judges rows of the gallery by reference queries, but the keyword `queries` is '
+                f"None (`y` is ignored). Pass rows of {self._query_view.upper()}, such as unpaired ones, "
+                'fit(gallery, queries=...), or use similarity="cosine".'
             )
         references = embed_by(self.aligner, queries, self._query_view).astype(self.gallery_.dtype, copy=False)
         if self.similarity == "csls":

@@ -1,12 +1,12 @@
 """Scorers for searches: they embed the pairs of a part, through pipelines, and measure. Knows scikit-learn, not torch."""
 
 import numpy as np
-from sklearn.pipeline import Pipeline
 from sklearn.utils import _safe_indexing, check_random_state
 from sklearn.utils.metadata_routing import MetadataRequest
 from sklearn.utils.validation import _num_samples
 
 from ._arrays import to_numpy
+from ._embedding import embed_y
 from ._folds import missing_in_any
 from ._pairs import check_pairs
 
@@ -56,28 +56,3 @@ def _distinct(view, rows):
         return view, of
     _, first, same = np.unique(values.reshape(len(values), -1), axis=0, return_index=True, return_inverse=True)
     return _safe_indexing(view, first), same.ravel()[of]
-
-
-def embed_y(estimator, Y):
-    """Rows of Y in the space in which a fitted estimator puts X."""
-    G = _find_and_embed_y(estimator, Y)
-    if G is None:
-        raise ValueError(
-            f"Expected an aligner, which has `transform_y`, but found none in {estimator!r}. Pass an aligner, or a Pipeline "
-            "that holds one."
-        )
-    return G
-
-
-def _find_and_embed_y(estimator, Y):
-    """`embed_y`, or None if there is no aligner."""
-    estimator = getattr(estimator, "best_estimator_", estimator)
-    if not isinstance(estimator, Pipeline):
-        return estimator.transform_y(Y) if hasattr(estimator, "transform_y") else None
-    G = None
-    for _, step in estimator.steps:
-        if G is None:
-            G = _find_and_embed_y(step, Y)
-        elif step not in (None, "passthrough"):
-            G = step.transform(G)
-    return G

@@ -328,6 +328,7 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
     ----------
     teacher : {"auto", "cca", "procrustes", "contrastive"} or estimator, default="auto"
         Teacher by name or instance, see :class:`SOTAlignTransformer`. "auto" is "cca" with a cross-validated ridge.
+        To set or search its parameters (``teacher__reg``) give the estimator, ``CCATeacher()``.
     x_transformer, y_transformer : "auto", None or transformer, default="auto"
         Preprocessing of each view, cloned and fitted on all its rows. "auto" standardises the columns of a view whose
         standard deviations differ more than 20-fold between the lowest and the highest tenth (hand-made features of
@@ -524,6 +525,31 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
             attributes |= {"local_scaling_": scaling, "n_components_": aligner.n_components_ + N_FURTHER}
         return attributes
 
+    def set_params(self, **params):
+        """Set parameters; those of the teacher, as ``teacher__reg``, if it is an estimator.
+
+        Parameters
+        ----------
+        **params : dict
+            Parameters by name.
+
+        Returns
+        -------
+        self : object
+
+        Raises
+        ------
+        ValueError
+            If there is no such parameter, or the teacher is given by its name and has none.
+        """
+        nested = [name for name in params if name.startswith("teacher__")]
+        if nested and isinstance(params.get("teacher", self.teacher), str):
+            raise ValueError(
+                f"`{nested[0]}` is a parameter of a teacher, but the teacher is the name {self.teacher!r}, which has none. "
+                "Give an estimator, such as SOTAlign(teacher=CCATeacher())."
+            )
+        return super().set_params(**params)
+
     def _teacher(self):
         """The teacher meant by its name; an instance is left for the second stage to clone."""
         if not isinstance(self.teacher, str):
@@ -560,10 +586,19 @@ def _fit_transformer(transformer, rows):
     if transformer is None:
         return None
     if not isinstance(transformer, str):
-        return clone(transformer).fit(rows, None)  # a FrozenEstimator wants a y
+        return _without_strides(clone(transformer).fit(rows, None))  # a FrozenEstimator wants a y
     deviation = rows.std(axis=0, dtype=np.float64)
     low, high = np.quantile(deviation[deviation > 0], [0.1, 0.9]) if deviation.any() else (0, 0)
     return StandardScaler().fit(rows) if high > _UNEVEN * low else None
+
+
+def _without_strides(transformer):
+    """Its arrays in one piece: products of matrices round by how they lie in memory, and files keep no strides."""
+    for step in dict(getattr(transformer, "steps", {"": transformer})).values():
+        for name, value in vars(step).items() if hasattr(step, "fit") else ():
+            if isinstance(value, np.ndarray):
+                setattr(step, name, np.ascontiguousarray(value))
+    return transformer
 
 
 def _apply(transformer, rows):

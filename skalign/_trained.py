@@ -15,7 +15,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from ._arrays import resolve_device, to_tensor
 from ._base import BaseAligner, all_or_nothing, warn_zero_rows
 from ._callbacks import CallbackSupportMixin, Steps
-from ._core.heads import HEADS, build_head, draw_back, start_from
+from ._core.heads import HEADS, build_head, draw_back, n_weights, start_from
 from ._core.layers import UnitRows
 from ._core.objectives import PairsAndTeacher
 from ._core.rows import normalize_rows
@@ -29,6 +29,22 @@ _DISTRACTORS = (
 )
 
 
+TRAINING_CONSTRAINTS = {
+    "optimizer": [StrOptions(set(OPTIMIZERS)), callable],
+    "learning_rate": [Interval(Real, 0, None, closed="neither")],
+    "weight_decay": [Interval(Real, 0, None, closed="left")],
+    "warmup": [Interval(Real, 0, 1, closed="left")],
+    "max_iter": [Interval(Integral, 1, None, closed="left")],
+    "batch_size": [Interval(Integral, 1, None, closed="left")],
+    "early_stopping": ["boolean"],
+    "device": "no_validation",  # resolve_device judges it
+    "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
+    "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
+    "random_state": ["random_state"],
+    "verbose": ["verbose"],
+}
+
+
 class TrainedAligner(CallbackSupportMixin, BaseAligner):
     """Base class of aligners with trained heads; a subclass's `fit` calls `_train`."""
 
@@ -37,36 +53,8 @@ class TrainedAligner(CallbackSupportMixin, BaseAligner):
         "head": [StrOptions(set(HEADS)), callable],
         "normalize": ["boolean"],
         "center": [StrOptions({"pairs", "all"})],
-        "optimizer": [StrOptions(set(OPTIMIZERS)), callable],
-        "learning_rate": [Interval(Real, 0, None, closed="neither")],
-        "weight_decay": [Interval(Real, 0, None, closed="left")],
-        "warmup": [Interval(Real, 0, 1, closed="left")],
-        "max_iter": [Interval(Integral, 1, None, closed="left")],
-        "batch_size": [Interval(Integral, 1, None, closed="left")],
-        "early_stopping": ["boolean"],
-        "device": "no_validation",  # resolve_device judges it
-        "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
-        "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
-        "random_state": ["random_state"],
-        "verbose": ["verbose"],
+        **TRAINING_CONSTRAINTS,
     }
-
-    def _split(self, views, rng):
-        """Pairs to train on and pairs held out (None without early stopping); pairs that share a row stay together."""
-        seed = rng.randint(2**31 - 1)
-        if not self.early_stopping:
-            return views.pairs, None
-        groups = group_pairs(views.pairs)
-        n_groups = groups.max() + 1
-        if n_groups < 2:
-            raise ValueError(
-                "`early_stopping` holds pairs out and needs two that share no row, but there is one such group among "
-                f"the {len(views.pairs)} pairs. Set early_stopping=False or add pairs."
-            )
-        n_held = min(max(round(self.validation_fraction * n_groups), 1), n_groups - 1)
-        held = np.random.RandomState(seed).permutation(n_groups)[:n_held]
-        is_held = np.isin(groups, held)
-        return views.pairs[~is_held], views.pairs[is_held]
 
     def _train(
         self, views, objective, *, teacher=None, teacher_weight=0.0, with_unpaired=False, batch_size_unpaired=(0, 0)
@@ -81,7 +69,7 @@ class TrainedAligner(CallbackSupportMixin, BaseAligner):
         steps = lent or Steps.of(self, views, self.max_iter)
         device = resolve_device(self.device)
         rng = check_random_state(self.random_state)
-        pairs, held_out = self._split(views, rng)
+        pairs, held_out = hold_out(views.pairs, self.validation_fraction if self.early_stopping else None, rng)
         seed_x, seed_y, seed_batches = rng.randint(2**31 - 1, size=3).tolist()
         self._fit_means(views)
         self.head_ = self.head
@@ -106,7 +94,7 @@ class TrainedAligner(CallbackSupportMixin, BaseAligner):
             return to_tensor(self._prepared_y(rows), device, torch.float32)
 
         X, Y = views.X_unpaired, views.Y_unpaired
-        held = None if held_out is None else _held_out(views, held_out, X, Y, tensor_x, tensor_y)
+        held = None if held_out is None else held_out_rows(views, held_out, X, Y, tensor_x, tensor_y)
         unpaired = {}
         if with_unpaired:
             if fitted is not None:
@@ -133,8 +121,8 @@ class TrainedAligner(CallbackSupportMixin, BaseAligner):
             if at_teacher:
                 states = [_drawn_back(kept, start, teacher_weight) for kept, start in zip(states, starts, strict=True)]
             return {
-                "x_head_": _to_arrays(states[0]),
-                "y_head_": _to_arrays(states[1]),
+                "x_head_": to_arrays(states[0]),
+                "y_head_": to_arrays(states[1]),
                 "loss_curve_": copy.deepcopy(record.curves),
                 "n_iter_": record.n_iter,
                 "best_iter_": record.best_iter,
@@ -149,7 +137,7 @@ class TrainedAligner(CallbackSupportMixin, BaseAligner):
             return steps and steps.end(record, lambda: attributes(record))
 
         optimizer = OPTIMIZERS[self.optimizer] if isinstance(self.optimizer, str) else self.optimizer
-        progress = _progress(self.verbose, type(self).__name__, self.max_iter)
+        progress = progress_bar(self.verbose, type(self).__name__, self.max_iter)
         draws = callable(self.head_) or callable(self.optimizer)  # what a user gives may, as dropout does
         with progress as show, undisturbed(device, seed_batches if draws else None):
             record = train_heads(
@@ -173,7 +161,7 @@ class TrainedAligner(CallbackSupportMixin, BaseAligner):
         vars(self).update(attributes(record))
         if steps and not lent:
             steps.close()
-        _warn_of_ending(record, self.max_iter)
+        warn_of_ending(record, self.max_iter)
 
     def _starts_from(self, teacher):
         """Whether the heads can start as the teacher: both linear, on rows scaled alike."""
@@ -208,6 +196,9 @@ class TrainedAligner(CallbackSupportMixin, BaseAligner):
         return embed(head.to(device=device, dtype=rows.dtype), rows, device).numpy().astype(prepared.dtype, copy=False)
 
     def _head(self, state, d_in):
+        n_given = sum(array.size for array in state.values())
+        if not callable(self.head_) and n_given != n_weights(self.head_, d_in, self.n_components_):  # of a forged file
+            raise ValueError(f"a {self.head_} head of {d_in} by {self.n_components_} does not hold {n_given} numbers")
         head = build_head(self.head_, d_in, self.n_components_, seed=0)
         head.load_state_dict({name: torch.as_tensor(np.array(array)) for name, array in state.items()})
         return head
@@ -382,7 +373,25 @@ class ContrastiveTeacher(TrainedAligner):
         return self
 
 
-def _held_out(views, held_out, X, Y, tensor_x, tensor_y):
+def hold_out(pairs, fraction, rng):
+    """Pairs to train on and a fraction held out (None without one); pairs that share a row stay together."""
+    seed = rng.randint(2**31 - 1)
+    if fraction is None:
+        return pairs, None
+    groups = group_pairs(pairs)
+    n_groups = groups.max(initial=-1) + 1
+    if n_groups < 2:
+        raise ValueError(
+            "`early_stopping` holds pairs out and needs two that share no row, but there are not two such groups among "
+            f"the {len(pairs)} pairs. Set early_stopping=False or add pairs."
+        )
+    n_held = min(max(round(fraction * n_groups), 1), n_groups - 1)
+    held = np.random.RandomState(seed).permutation(n_groups)[:n_held]
+    is_held = np.isin(groups, held)
+    return pairs[~is_held], pairs[is_held]
+
+
+def held_out_rows(views, held_out, X, Y, tensor_x, tensor_y):
     """Each held-out row once, then unpaired rows to tell it from, as tensors; and the pairs as positions among them."""
     x_rows, x_of = np.unique(held_out[:, 0], return_inverse=True)
     y_rows, y_of = np.unique(held_out[:, 1], return_inverse=True)
@@ -411,11 +420,11 @@ def _drawn_back(state, start, weight):
     return head.state_dict()
 
 
-def _to_arrays(state):
+def to_arrays(state):
     return {name: tensor.detach().cpu().numpy().copy() for name, tensor in state.items()}
 
 
-def _warn_of_ending(record, max_iter):
+def warn_of_ending(record, max_iter):
     step = record.n_iter if record.best_iter is None else record.best_iter
     kept = f"the best state so far (step {step}) is kept and the estimator is fitted"
     if record.ended == "interrupted":
@@ -434,7 +443,7 @@ def _warn_of_ending(record, max_iter):
 
 
 @contextlib.contextmanager
-def _progress(verbose, name, max_iter):
+def progress_bar(verbose, name, max_iter):
     """A function to call after every step: shows loss, validation recall and time left if verbose, else nothing."""
     if not verbose:
         yield lambda record: None

@@ -11,9 +11,10 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from ._arrays import FLOATS, to_numpy
-from ._base import all_or_nothing, embed_by
+from ._arrays import floats_of, to_numpy
+from ._base import all_or_nothing
 from ._core.rows import normalize_rows
+from ._embedding import embed_by
 
 
 class ZeroShotClassifier(ClassifierMixin, BaseEstimator):
@@ -35,8 +36,8 @@ class ZeroShotClassifier(ClassifierMixin, BaseEstimator):
     Parameters
     ----------
     aligner : fitted aligner, default=None
-        Has ``transform`` and ``transform_y``, which put rows of X and prompts into one space. Used as it is, neither cloned
-        nor fitted. Searches and other tools clone what they are given, which drops the aligner's fit, and `fit` then
+        Or a fitted pipeline or search that holds one; it puts rows of X and prompts into one space. Used as it is, neither
+        cloned nor fitted. Searches and other tools clone what they are given, which drops the aligner's fit, and `fit` then
         says so: give them ``FrozenEstimator(aligner)`` (:class:`sklearn.frozen.FrozenEstimator`). None if rows and prompts
         are in one space already, as CLIP's are.
     prompts : array-like of shape (m, d_y), default=None
@@ -87,7 +88,7 @@ class ZeroShotClassifier(ClassifierMixin, BaseEstimator):
     """
 
     _parameter_constraints: dict = {
-        "aligner": [HasMethods(["transform", "transform_y"]), None],
+        "aligner": [HasMethods(["transform"]), None],
         "prompts": "no_validation",  # fit judges them
         "prompt_classes": "no_validation",
         "pooling": [StrOptions({"mean", "max"})],
@@ -242,7 +243,7 @@ class ZeroShotClassifier(ClassifierMixin, BaseEstimator):
                 f"{type(self).__name__} requires y to be passed, but the target y is None. Without `prompts`, X and y stand "
                 "in for them; pass both, or `prompts` and `prompt_classes`."
             )
-        checked, classes = validate_data(self, to_numpy(X), to_numpy(y), dtype=FLOATS)
+        checked, classes = validate_data(self, to_numpy(X), to_numpy(y), dtype=floats_of(X))
         check_classification_targets(classes)
         return self._embedded_x(X, checked), classes
 
@@ -262,7 +263,7 @@ class ZeroShotClassifier(ClassifierMixin, BaseEstimator):
             raise ValueError(
                 f"`prompt_classes` must be a column of text or of whole numbers, none of them missing, but: {error}"
             ) from error
-        prompts = check_array(to_numpy(self.prompts), dtype=FLOATS, input_name="prompts")
+        prompts = check_array(to_numpy(self.prompts), dtype=floats_of(self.prompts), input_name="prompts")
         if len(prompts) != len(classes):
             raise ValueError(
                 f"`prompt_classes` must hold one class a prompt, but there are {len(classes)} classes and {len(prompts)} "
@@ -270,7 +271,7 @@ class ZeroShotClassifier(ClassifierMixin, BaseEstimator):
             )
         if self.aligner is None:
             return normalize_rows(prompts), classes
-        return normalize_rows(embed_by(self.aligner, self.prompts, "y")), classes
+        return embed_by(self.aligner, self.prompts, "y"), classes
 
     def _learn_columns(self, X, y, described):
         """Columns of X as they are given, or else as the aligner knows them; labels are only checked."""
@@ -284,7 +285,7 @@ class ZeroShotClassifier(ClassifierMixin, BaseEstimator):
                 vars(self).pop(name, None)
             vars(self).update(known)
             return
-        checked = validate_data(self, to_numpy(X), to_numpy(y), dtype=FLOATS)
+        checked = validate_data(self, to_numpy(X), to_numpy(y), dtype=floats_of(X))
         n_features = known.get("n_features_in_", self.n_features_in_)
         if self.n_features_in_ != n_features:
             place = "the prompts have" if self.aligner is None else "the aligner takes"
@@ -304,13 +305,13 @@ class ZeroShotClassifier(ClassifierMixin, BaseEstimator):
     def _cosines(self, X):
         """Largest cosine of each row with a row of each class, shape (n, n_classes)."""
         check_is_fitted(self)
-        F = self._embedded_x(X, validate_data(self, to_numpy(X), reset=False, dtype=FLOATS))
+        F = self._embedded_x(X, validate_data(self, to_numpy(X), reset=False, dtype=floats_of(X)))
         cosines = F @ self.class_embeddings_.astype(F.dtype, copy=False).T  # (n, q)
         return np.maximum.reduceat(cosines, self.class_starts_, axis=1)
 
     def _embedded_x(self, X, checked):
         """Rows of X in the shared space; the aligner takes them as they came, for it knows the names of the columns."""
-        return normalize_rows(checked if self.aligner is None else embed_by(self.aligner, X, "x"))
+        return normalize_rows(checked) if self.aligner is None else embed_by(self.aligner, X, "x")
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

@@ -1,4 +1,4 @@
-"""Laws that every public estimator keeps: scikit-learn's checks and the family's own. Add new aligners to ALIGNERS."""
+"""Laws that every public estimator keeps: scikit-learn's checks and the family's own. Add new estimators to its lists."""
 
 import pickle
 import warnings
@@ -13,6 +13,7 @@ from sklearn.base import clone
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from skalign import (
+    BridgeFlow,
     CCATeacher,
     ContrastiveTeacher,
     HubnessCorrection,
@@ -26,7 +27,7 @@ from skalign.baselines import ASIF, CSA, NNCLR, SAIL, SCLIP, STRUCTURE, SUE, Rel
 from skalign.datasets import make_two_views
 
 _SHORT = {"max_iter": 5, "random_state": 0}
-ALIGNERS = [
+INTO_SHARED_SPACE = [
     ProcrustesTeacher(),
     CCATeacher(),
     ContrastiveTeacher(**_SHORT),
@@ -42,6 +43,8 @@ ALIGNERS = [
     SCLIP(**_SHORT),
     SUE(**_SHORT),
 ]
+INTO_SPACE_OF_Y = [BridgeFlow(hidden_layer_sizes=(16,), **_SHORT)]
+ALIGNERS = INTO_SHARED_SPACE + INTO_SPACE_OF_Y
 CLASSIFIERS = [ZeroShotClassifier(), ZeroShotClassifier(pooling="max")]
 
 
@@ -73,11 +76,20 @@ def test_fit_transform_equals_fit_then_transform(aligner, data):
     assert_allclose(at_once, aligner.fit(data.X, data.Y, data.paired_idx).transform(data.X))
 
 
+@pytest.mark.parametrize("aligner", INTO_SHARED_SPACE, ids=lambda estimator: type(estimator).__name__)
 def test_embedded_rows_have_unit_length(aligner, data):
-    F, G = aligner.fit(data.X, data.Y, data.paired_idx).transform(data.X_test, data.Y_test)
-    assert F.shape == G.shape == (30, aligner.n_components_)
+    F, G = clone(aligner).fit(data.X, data.Y, data.paired_idx).transform(data.X_test, data.Y_test)
+    assert F.shape == G.shape
+    assert F.shape[0] == 30
     assert_allclose(np.linalg.norm(F, axis=1), 1)
     assert_allclose(np.linalg.norm(G, axis=1), 1)
+
+
+@pytest.mark.parametrize("aligner", INTO_SPACE_OF_Y, ids=lambda estimator: type(estimator).__name__)
+def test_rows_of_y_stay_where_they_are(aligner, data):
+    F, G = clone(aligner).fit(data.X, data.Y, data.paired_idx).transform(data.X_test, data.Y_test)
+    assert F.shape == data.Y_test.shape
+    assert_array_equal(G, data.Y_test)
 
 
 def test_both_views_at_once_equal_each_alone(aligner, data):
@@ -171,12 +183,12 @@ def test_a_file_keeps_the_embedding(aligner, data, tmp_path):
         )
 
 
-def test_skops_keeps_the_embedding_and_needs_trust_in_skalign_alone(aligner, data):
+def test_skops_keeps_the_embedding_and_needs_trust_in_few(aligner, data):
     skops = pytest.importorskip("skops.io", reason="skops is an optional package")
     aligner.fit(data.X, data.Y, data.paired_idx)
     stored = skops.dumps(aligner)
     named = skops.get_untrusted_types(data=stored)
-    assert {name.split(".")[0] for name in named} == {"skalign"}
+    assert {name.split(".")[0] for name in named} <= {"skalign", "scipy"}  # a sparse matrix is SciPy's
     restored = skops.loads(stored, trusted=named)
     assert_array_equal(restored.transform(data.X_test), aligner.transform(data.X_test))
     assert_array_equal(restored.transform_y(data.Y_test), aligner.transform_y(data.Y_test))
@@ -184,8 +196,8 @@ def test_skops_keeps_the_embedding_and_needs_trust_in_skalign_alone(aligner, dat
 
 def test_torch_modules_embed_as_transform_does(aligner, data):
     aligner.fit(data.X, data.Y, data.paired_idx)
-    if isinstance(aligner, SUE):
-        with pytest.raises(NotImplementedError, match="SUE has no torch layers"):
+    if isinstance(aligner, SUE | BridgeFlow):
+        with pytest.raises(NotImplementedError, match="has no torch layers"):
             aligner.to_torch()
         return
     X, Y = data.X_test.astype(np.float32), data.Y_test.astype(np.float32)
@@ -232,13 +244,26 @@ def test_score_is_one_for_its_own_separable_pairs_and_takes_every_form(data):
     by_mask = aligner.score(X, Y, paired_idx=mask)
     assert by_mask == aligner.score(X, Y, paired_idx=np.flatnonzero(mask))
     assert by_mask == aligner.score(X[mask], Y[mask])
-    assert by_mask > aligner.score(X, Y)  # without the mask, free rows are scored as pairs
+    with pytest.warns(UserWarning, match="takes all 65 rows for pairs"):
+        assert by_mask > aligner.score(X, Y)
 
 
 def test_pool_columns_must_stand_in_the_order_of_the_view(aligner, data):
     frame = pd.DataFrame(data.X).add_prefix("x")
     with pytest.raises(ValueError, match="The columns of `X_unpaired` must be those of X in their order"):
         aligner.fit(frame, data.Y, data.paired_idx, X_unpaired=frame.iloc[:, ::-1])
+
+
+def test_a_mask_in_the_place_of_weights_is_refused(aligner, data):
+    aligner.fit(data.X, data.Y, data.paired_idx)
+    with pytest.raises(ValueError, match=r"write score\(X, Y, paired_idx=mask\)"):
+        aligner.score(data.X_test, data.Y_test, np.arange(30) < 20)
+
+
+def test_a_single_row_of_y_must_be_a_matrix(aligner, data):
+    aligner.fit(data.X, data.Y, data.paired_idx)
+    with pytest.raises(ValueError, match="Expected 2D array for Y, got 1D array of 11 numbers"):
+        aligner.transform_y(data.Y_test[0])
 
 
 def test_y_is_another_name_of_the_second_view(aligner, data):

@@ -108,6 +108,8 @@ def test_another_process_embeds_bit_by_bit_alike(data, tmp_path):
 
 TRANSFORMERS = [
     PCA(0.9, whiten=True),
+    PCA(3, svd_solver="randomized", random_state=0),
+    PCA(3, svd_solver="arpack"),
     TruncatedSVD(3),
     VarianceThreshold(),
     MaxAbsScaler(),
@@ -428,6 +430,8 @@ def _deep(metadata, arrays):
         (replacing('"reg": 0.1, ', ""), "CCATeacher lacks reg"),
         (replacing('"reg": 0.1', '"reg": NaN'), "NaN is no number"),
         (replacing('"reg": 0.1', '"reg": {"scalar": 1, "dtype": "object"}'), "is no value of this format"),
+        (replacing('"n_features_in_": 7, ', ""), "`n_features_in_` must be an integer"),
+        (replacing('"reg": 0.1', '"reg": 0.1, "transform": "oops"'), "has no attribute transform"),
         (_deep, "holds no aligner that works"),
     ],
 )
@@ -441,7 +445,23 @@ def test_parts_that_do_not_fit_together_are_refused(change, told, data, path):
 def test_heads_must_fit_the_sizes(data, path):
     fitted(ContrastiveTeacher(head="mlp", **_SHORT), data).save(path)
     forge(path, with_array("x_head_.0.weight", lambda W: W[:, :-1].copy()))
-    with pytest.raises(ValueError, match="size mismatch for 0.weight"):
+    with pytest.raises(ValueError, match="a mlp head of 7 by 7 does not hold 105 numbers"):
+        load(path)
+
+
+def test_a_head_larger_than_the_file_is_not_built(data, path):
+    fitted(ContrastiveTeacher(head="mlp", **_SHORT), data).save(path)
+    forge(path, replacing('"n_components_": 7', '"n_components_": 300'))  # as many as the file has numbers, squared
+    with pytest.raises(ValueError, match="does not hold"):
+        load(path)
+
+
+def test_folders_of_a_cache_stay_behind(data, path, tmp_path):
+    pipeline = make_pipeline(StandardScaler(), memory=str(tmp_path / "cache"))
+    aligner = fitted(SOTAlign(CCATeacher(reg=0.1), x_transformer=pipeline, **_SHORT), data)
+    assert reloaded(aligner, path).x_transformer.memory is None
+    forge(path, replacing('"memory": null', '"memory": "elsewhere"'))
+    with pytest.raises(ValueError, match="Pipeline has no attribute memory"):
         load(path)
     fitted(ContrastiveTeacher(**_SHORT), data).save(path)
     forge(path, replacing('"n_components_": 7', '"n_components_": 1000000000000'))

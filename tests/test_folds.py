@@ -1,5 +1,7 @@
 """Wrong use inside cross-validation is refused: row numbers, pools that are sliced, scores that do not see the mask."""
 
+import functools
+
 import numpy as np
 import pytest
 import sklearn
@@ -60,9 +62,16 @@ def test_a_scorer_of_the_user_may_know_the_pairs(table):
     def score(aligner, X, Y):
         return aligner.score(X, Y, paired_idx=np.array([row.tobytes() in paired for row in X]))
 
+    class Scorer:
+        def __call__(self, *args):
+            return score(*args)
+
     params = {"paired_idx": mask}
-    scores = cross_val_score(CCATeacher(reg=0.01), X, Y, cv=KFold(5), params=params, scoring=score, error_score="raise")
-    assert scores.mean() > 0.6
+    for scoring in (score, functools.partial(score), Scorer(), Scorer().__call__):
+        scores = cross_val_score(
+            CCATeacher(reg=0.01), X, Y, cv=KFold(5), params=params, scoring=scoring, error_score="raise"
+        )
+        assert scores.mean() > 0.6
 
 
 @pytest.mark.parametrize("routing", [False, True])

@@ -15,7 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 HEAVY = {"torch", "sklearn", "ot", "scipy", "numpy", "pandas", "matplotlib"}
 
 # what each room may import; the core's NumPy files know no torch, and nothing imports metrics, datasets or plotting
-NUMPY_CORE = {"hubness", "linear", "ranks", "rows", "search", "selection", "threads"}
+NUMPY_CORE = {"bridges", "hubness", "linear", "ranks", "rows", "search", "selection", "threads"}
 CLOSED = {"baselines", "metrics", "model_selection", "datasets", "losses", "plotting"}
 
 

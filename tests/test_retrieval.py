@@ -15,9 +15,10 @@ from sklearn.base import BaseEstimator, clone
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.neighbors import NearestNeighbors
-from sklearn.preprocessing import normalize
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler, normalize
 
-from skalign import CrossModalRetriever, HubnessCorrection, SOTAlign
+from skalign import CCATeacher, CrossModalRetriever, HubnessCorrection, SOTAlign
 from skalign.datasets import make_two_views
 
 SIMILARITIES = ["cosine", "csls", "inverted_softmax"]
@@ -188,7 +189,11 @@ class Sorted:
         return np.sort(np.argsort(-Q @ self.G.T, axis=1, kind="stable")[:, :n_neighbors], axis=1).astype(np.uint32)
 
 
-@pytest.mark.parametrize("index", [Sorted(), *(NearestNeighbors(metric=m) for m in ("cosine", "euclidean"))], ids=str)
+@pytest.mark.parametrize(
+    "index",
+    [Sorted(), *(NearestNeighbors(metric=m) for m in ("cosine", "euclidean"))],
+    ids=["own", "cosine", "euclidean"],
+)
 @pytest.mark.parametrize("similarity", SIMILARITIES)
 def test_an_index_of_the_user_is_cloned_and_its_rows_are_ranked(data, aligner, similarity, index):
     exact = CrossModalRetriever(aligner, n_neighbors=7, similarity=similarity)
@@ -298,7 +303,7 @@ def test_a_similarity_without_its_reference_queries_is_refused(data, aligner, ga
     rows, _, references = views(data, gallery)
     for similarity in ("csls", "inverted_softmax"):
         retriever = CrossModalRetriever(aligner, gallery=gallery, similarity=similarity)
-        with pytest.raises(ValueError, match=rf"`queries` is None. Pass rows of {view}.*similarity=\"cosine\""):
+        with pytest.raises(ValueError, match=rf"`queries` is None .*Pass rows of {view}.*similarity=\"cosine\""):
             retriever.fit(rows)
         with pytest.raises(ValueError, match="features"):
             retriever.fit(rows, queries=rows)
@@ -321,3 +326,29 @@ def test_a_similarity_without_its_reference_queries_is_refused(data, aligner, ga
 def test_settings_out_of_range_are_refused(data, aligner, settings, message):
     with pytest.raises(ValueError, match=message):
         CrossModalRetriever(aligner, **settings).fit(data.Y_test)
+
+
+def test_pipelines_and_searches_are_taken_and_rows_need_not_have_unit_length(data, aligner):
+    pipeline = make_pipeline(StandardScaler(), CCATeacher(reg=0.1)).fit(data.X[:40], data.Y[:40])
+    found = CrossModalRetriever(pipeline, n_neighbors=4).fit(data.Y_test).kneighbors(data.X_test)
+    by_hand = CrossModalRetriever(pipeline[-1], n_neighbors=4).fit(data.Y_test)
+    expected = by_hand.kneighbors(pipeline[:-1].transform(data.X_test))
+    assert_array_equal(found[1], expected[1])
+
+    class Longer:
+        def transform(self, X):
+            return 3 * aligner.transform(X)
+
+        def transform_y(self, Y):
+            return aligner.transform_y(Y) * np.arange(1, len(Y) + 1)[:, None]
+
+    expected = CrossModalRetriever(aligner, n_neighbors=4).fit(data.Y_test).kneighbors(data.X_test)
+    found = CrossModalRetriever(Longer(), n_neighbors=4).fit(data.Y_test).kneighbors(data.X_test)
+    assert_array_equal(found[1], expected[1])
+    assert_allclose(found[0], expected[0], atol=1e-12)
+
+
+def test_the_view_of_the_gallery_is_that_of_the_fit(data, aligner):
+    retriever = CrossModalRetriever(aligner, n_neighbors=4, gallery="x").fit(data.X_test)
+    expected = retriever.kneighbors(data.Y_test)
+    assert_array_equal(retriever.set_params(gallery="y").kneighbors(data.Y_test), expected)

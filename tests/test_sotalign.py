@@ -8,7 +8,6 @@ import pytest
 import torch
 from helpers import LAW
 from numpy.testing import assert_allclose, assert_array_equal
-from sklearn import config_context
 from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.frozen import FrozenEstimator
@@ -237,6 +236,19 @@ def test_silent_when_not_verbose(data, capsys):
     assert out == err == ""
 
 
+def test_parameters_of_a_teacher_need_an_estimator():
+    with pytest.raises(ValueError, match=r"`teacher__reg` .* the name 'auto', which has none.*teacher=CCATeacher"):
+        SOTAlign().set_params(teacher__reg=0.1)
+    assert SOTAlign().set_params(teacher=CCATeacher(), teacher__reg=0.1).teacher.reg == 0.1
+
+
+def test_a_frozen_aligner_without_a_seed_is_nested_as_it_is(data):
+    frozen = FrozenEstimator(fitted(data, ContrastiveTeacher, random_state=None))
+    aligner = HubnessCorrection(frozen, random_state=0).fit(data.X, data.Y, data.paired_idx)
+    assert_array_equal(aligner.estimator_.transform(data.X_test), frozen.transform(data.X_test))
+    assert fitted(data, teacher=frozen).teacher_ is not None
+
+
 def test_a_frozen_preprocessing_is_used_as_it_is(data):
     scaler = StandardScaler().fit(data.X[:20])
     aligner = fitted(data, SOTAlign, x_transformer=FrozenEstimator(scaler))
@@ -411,24 +423,6 @@ def test_grid_search_over_the_hyperparameters_of_sotalign(table):
     ).fit(X, Y, paired_idx=mask)
     assert search.best_params_["teacher__n_components"] == 6
     assert len(search.cv_results_["params"]) == 4
-
-
-def test_with_routing_a_mask_given_once_reaches_fit_and_score(table):
-    X, Y, mask = table
-    pipeline = make_pipeline(StandardScaler(), ProcrustesTeacher())
-    grid = {"procrustesteacher__n_components": [2, 6]}
-    blind = GridSearchCV(pipeline, grid, cv=3).fit(X, Y, procrustesteacher__paired_idx=mask)
-    with config_context(enable_metadata_routing=True):
-        seeing = GridSearchCV(pipeline, grid, cv=3, error_score="raise").fit(X, Y, paired_idx=mask)
-    assert seeing.best_params_ == {"procrustesteacher__n_components": 6}
-    assert seeing.best_score_ > 2 * blind.best_score_  # the blind search scores unpaired rows as pairs
-
-
-def test_integers_inside_cross_validation_are_caught_where_they_leave_the_fold(table):
-    X, Y, mask = table
-    search = GridSearchCV(ProcrustesTeacher(), {"n_components": [2]}, cv=3, error_score="raise")
-    with pytest.raises(ValueError, match="Inside cross-validation"):
-        search.fit(X, Y, paired_idx=np.flatnonzero(mask))
 
 
 # -- bad input -----------------------------------------------------------------------------------------------------

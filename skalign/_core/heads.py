@@ -46,6 +46,13 @@ def build_head(kind, d_in, d_out, seed):
     return linear if kind == "linear" else nn.Sequential(nn.LayerNorm(d_in, dtype=torch.float32), linear)
 
 
+def n_weights(kind, d_in, d_out):
+    """How many numbers a head by name holds."""
+    hidden = max(d_in, d_out)
+    linear = (d_in + 1) * d_out
+    return {"linear": linear, "layernorm": linear + 2 * d_in, "mlp": (d_in + 1) * hidden + (hidden + 1) * d_out}[kind]
+
+
 @contextlib.contextmanager
 def random_numbers(seed, devices=()):
     """torch's global random numbers, from this seed, for one thread at a time; their state is put back."""

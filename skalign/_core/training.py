@@ -1,6 +1,7 @@
 """The training loop of the alignment heads (SOTAlign, algorithm 1). Knows torch, knows nothing of estimators."""
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -39,7 +40,7 @@ class TrainingViews:
 
 @dataclass
 class TrainingRecord:
-    """What happened: curves per step (validation per look), how the training ended, and the states of both heads to keep.
+    """What happened: curves per step (validation per look), how the training ended, and the states of the modules to keep.
 
     `kept` is the best state on held-out pairs if there are any, else that after the last complete step.
     """
@@ -72,11 +73,9 @@ def train_heads(
 ) -> TrainingRecord:
     """Minimise an objective over both heads, in place.
 
-    ``announce()`` is called before every step and ``report(record)`` after it; if that returns something true, training
-    stops early. Whatever ends the training, the heads are left in the state that the record keeps.
+    See `descend`, of which this is the form for two heads.
     """
     device = views.A.device
-    record = TrainingRecord(_snapshot(head_x, head_y), {name: [] for name in objective.terms})
 
     def embed_x(rows):
         return unit_rows(head_x(rows))
@@ -84,45 +83,98 @@ def train_heads(
     def embed_y(rows):
         return unit_rows(head_y(rows))
 
-    try:
+    def prepare():
+        generator = torch.Generator().manual_seed(seed)
         parameters = [*head_x.parameters(), *head_y.parameters(), *objective.to(device).parameters()]
+        draw = _batches(views, objective.takes_unpaired, batch_size, batch_size_unpaired, generator)
+        return parameters, lambda: objective(embed_x, embed_y, draw())
+
+    look = None
+    if views.held_out is not None:
+        look = functools.partial(_held_out_recall, head_x, head_y, views.held_out)
+    return descend(
+        prepare,
+        (head_x, head_y),
+        objective.terms,
+        look=look,
+        optimizer=optimizer,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        warmup=warmup,
+        max_iter=max_iter,
+        n_iter_no_change=n_iter_no_change,
+        validation_interval=validation_interval,
+        announce=announce,
+        report=report,
+    )
+
+
+def descend(
+    prepare,
+    modules,
+    names,
+    *,
+    look,
+    optimizer,
+    learning_rate,
+    weight_decay,
+    warmup,
+    max_iter,
+    n_iter_no_change,
+    validation_interval,
+    report,
+    announce=lambda: None,
+    clip=None,
+    after_step=lambda: None,
+) -> TrainingRecord:
+    """Take steps down a loss; whatever ends them, `modules` are left in the state that the record keeps.
+
+    ``prepare()`` returns the parameters to train and a function that computes the terms of the next batch, among them
+    "loss"; ``look()`` is the score of `modules` on held-out data, or None; `clip` bounds the norm of the gradient; and
+    ``after_step()`` is called when the parameters have moved. ``announce()`` is called before every step and
+    ``report(record)`` after it; if that returns something true, training stops early.
+    """
+    record = TrainingRecord(_snapshot(*modules), {name: [] for name in names})
+    try:
+        parameters, next_terms = prepare()
         stepper = optimizer(parameters, lr=learning_rate, weight_decay=weight_decay)
         schedule = _warm_cosine(stepper, warmup, max_iter)
-        generator = torch.Generator().manual_seed(seed)
-        draw = _batches(views, objective.takes_unpaired, batch_size, batch_size_unpaired, generator)
-        if views.held_out is not None:
-            best_recall, record.best_iter = _held_out_recall(head_x, head_y, views.held_out), 0
-            record.curves["validation"] = [best_recall]
+        if look is not None:
+            best_score, record.best_iter = look(), 0
+            record.curves["validation"] = [best_score]
         while record.ended == "completed" and record.n_iter < max_iter:
             announce()
-            terms = objective(embed_x, embed_y, draw())
+            terms = next_terms()
             loss = terms["loss"]
             stepper.zero_grad()
             loss.backward()
+            if clip is not None:
+                torch.nn.utils.clip_grad_norm_(parameters, clip)
             stepper.step()
             schedule.step()
             # Lion steps by signs, which hide a NaN, so the weights alone would not tell
             if not _all_finite(loss, *parameters, *(p.grad for p in parameters if p.grad is not None)):
                 record.ended = "diverged"
                 break
-            if views.held_out is None:
-                record.kept = _snapshot(head_x, head_y)
+            after_step()
+            if look is None:
+                record.kept = _snapshot(*modules)
             record.n_iter += 1
             for name, value in terms.items():
                 record.curves[name].append(float(value.detach()))
-            if views.held_out is not None and _time_to_look(record.n_iter, validation_interval, max_iter):
-                recall = _held_out_recall(head_x, head_y, views.held_out)
-                record.curves["validation"].append(recall)
-                if recall > best_recall:
-                    best_recall, record.kept, record.best_iter = recall, _snapshot(head_x, head_y), record.n_iter
+            if look is not None and _time_to_look(record.n_iter, validation_interval, max_iter):
+                score = look()
+                record.curves["validation"].append(score)
+                if score > best_score:
+                    best_score, record.kept, record.best_iter = score, _snapshot(*modules), record.n_iter
                 elif record.n_iter - record.best_iter >= n_iter_no_change:
                     record.ended = "stopped early"
             if report(record):
                 record.ended = "stopped early"
     except KeyboardInterrupt:
         record.ended = "interrupted"
-    for head, state in zip((head_x, head_y), record.kept, strict=True):
-        head.load_state_dict(state)
+    for module, state in zip(modules, record.kept, strict=True):
+        module.load_state_dict(state)
     return record
 
 
@@ -214,8 +266,8 @@ def _all_finite(*tensors):
     return bool(torch.stack([torch.isfinite(Z).all() for Z in tensors]).all())
 
 
-def _snapshot(*heads):
-    return [{name: tensor.detach().clone() for name, tensor in head.state_dict().items()} for head in heads]
+def _snapshot(*modules):
+    return [{name: tensor.detach().clone() for name, tensor in module.state_dict().items()} for module in modules]
 
 
 def _time_to_look(n_iter, interval, max_iter):

@@ -134,8 +134,11 @@ class LossCurveDisplay:
             style = {"color": OTHERS_COLOR, "ls": "--", "label": f"kept: step {self.best_iter}"}
             self.best_line_ = self.ax_.axvline(self.best_iter, **style)
         handles = [*self.lines_.values(), *([self.best_line_] if self.best_line_ else [])]
-        # below the axes: with two scales no place inside is sure to be free
-        self.ax_.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3, frameon=False)
+        if ax is None:  # below the axes: with two scales no place inside is sure to be free
+            place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.12), "ncols": 3, "frameon": False}
+        else:  # whose figure may have no room below
+            place = {"loc": "best", "fontsize": "small"}
+        self.ax_.legend(handles=handles, **place)
         return self
 
 

@@ -233,7 +233,14 @@ def _as_mask(pairs, n_x, n_y):
 def _fit_and_find(estimator, X, Y, arguments, test, ks):
     """Recall of a clone fitted on some pairs, in both directions."""
     fitted = clone(estimator)
-    if isinstance(fitted, Pipeline) and not get_config()["enable_metadata_routing"]:
+    routed = get_config()["enable_metadata_routing"]
+    pools = arguments.keys() & {"X_unpaired", "Y_unpaired"}
+    if isinstance(fitted, Pipeline) and pools and not (routed and pools <= set(fitted.transform_input or ())):
+        raise ValueError(
+            "The pools would not pass the steps of the pipeline before its aligner. Pass them as further rows of X and Y, "
+            "which are in no pair; or turn metadata routing on and name them in the pipeline's `transform_input`."
+        )
+    if isinstance(fitted, Pipeline) and not routed:
         step = next((name for name, step in fitted.steps if hasattr(step, "transform_y")), fitted.steps[-1][0])
         arguments = {f"{step}__{name}": value for name, value in arguments.items()}
     fitted.fit(X, Y, **arguments)

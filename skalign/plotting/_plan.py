@@ -105,7 +105,7 @@ class PlanDisplay:
             Whose plan: that of the aligner, or of its `teacher_`.
         epsilon : float, default=None
             Entropic temperature, positive, in units of cosine. None is `epsilon` or `epsilon_teacher` of the aligner, for
-            those that have none 0.1.
+            those that have none 0.1 or 0.02.
         name : str, default=None
             Name in the title; None is `which`.
         view_names : pair of str, default=("X", "Y")

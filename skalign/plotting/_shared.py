@@ -1,15 +1,16 @@
 """What the displays share: colours, axes, and the embeddings they show. Knows scikit-learn, not torch."""
 
 import numpy as np
+from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import _num_samples
 
 from .._arrays import to_numpy
 from .._base import check_embedded
+from .._embedding import embed_y
 from .._folds import missing_in_any
 from .._pairs import check_pairs
-from .._scorers import embed_y
 
 DIRECTIONS = ("x_to_y", "y_to_x")
 
@@ -81,7 +82,9 @@ def aligner_name(estimator):
     estimator = getattr(estimator, "best_estimator_", estimator)
     if isinstance(estimator, Pipeline):
         estimator = next((step for _, step in estimator.steps if hasattr(step, "transform_y")), estimator)
-    return type(estimator).__name__
+    return type(
+        getattr(estimator, "estimator", estimator) if isinstance(estimator, FrozenEstimator) else estimator
+    ).__name__
 
 
 def check_k(k):

@@ -48,6 +48,11 @@ def test_the_last_point_is_the_metric_after_a_fit_on_all_pairs(draw, aligner, ca
         assert_allclose(line.get_ydata()[-1], recall_at_k(F, G, captions.paired_idx, k=3, direction=way))
 
 
+def test_pools_that_would_miss_the_steps_of_a_pipeline_are_refused(draw, data):
+    with pytest.raises(ValueError, match="pools would not pass the steps of the pipeline"):
+        draw(make_pipeline(StandardScaler(), CCATeacher(reg=0.1)), n_pairs=[5], n_repeats=1, X_unpaired=data.X[:4])
+
+
 def test_subsets_are_nested_and_other_rows_stay(draw, data):
     Spy.seen = []
     draw(Spy(reg=0.1), n_pairs=[5, 12, 30], n_repeats=3, X_unpaired=data.X[:4])

@@ -23,7 +23,6 @@ own y is the nearest of the 1000. BridgeFlow runs at its defaults wherever the r
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -91,8 +90,9 @@ def planted_view(z, n_columns, gain, noise, rng):
     return view + noise * rng.standard_normal(view.shape)
 
 
-def planted_views(kind, seed, n_rows=2 * N_TRAIN):
-    """X, Y and the class of each row (None for "rough")."""
+def planted_views(kind, seed, n_rows=None):
+    """X, Y and the class of each row (None for "rough"); as many rows to test as to fit, if not told how many."""
+    n_rows = n_rows or 2 * N_TRAIN
     rng = np.random.default_rng(seed)
     if kind == "clust":
         centres = rng.standard_normal((N_CLASSES, 8))
@@ -162,11 +162,11 @@ def missing(options):
     table(f"3 of 10 classes gone from Y, {options.seeds} seeds", columns, rows)
 
 
-def class_problem(seed, n_rows=2 * N_TRAIN):
+def class_problem(seed, n_rows=None):
     """Views, labels of 5 x and of 5 other y of each class (-1 elsewhere), and the true classes."""
     X, Y, labels = planted_views("clust", seed, n_rows)
     nth = np.array([np.sum(labels[:row] == label) for row, label in enumerate(labels[:N_TRAIN])])  # of its class
-    nth = np.pad(nth, (0, n_rows - N_TRAIN), constant_values=N_TRAIN)
+    nth = np.pad(nth, (0, len(X) - N_TRAIN), constant_values=N_TRAIN)
     per_class = N_PAIRS // N_CLASSES
     labels_x = np.where(nth < per_class, labels, -1)
     labels_y = np.where((nth >= per_class) & (nth < 2 * per_class), labels, -1)
@@ -214,11 +214,18 @@ def peak_memory(n_rows, options):
     labels_x, labels_y = (
         np.pad(labels[:n_rows], (0, max(n_rows - 10_000, 0)), constant_values=-1) for labels in (labels_x, labels_y)
     )
-    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak is counted from here
+    before = resident("VmRSS")
     start = time.perf_counter()
     flow(options, 0, "exemplar").fit(X, Y, [], labels_x=labels_x, labels_y=labels_y)
     seconds = time.perf_counter() - start
-    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before / 2**20:.0f} {seconds:.1f}"
+    return f"{resident('VmHWM') - before:.0f} {seconds:.1f}"
+
+
+def resident(which):
+    """MiB of this process in memory, now ("VmRSS") or at the peak ("VmHWM")."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(which)) / 1024
 
 
 def draw_digits(data, seed):
@@ -264,7 +271,8 @@ def class_run(name, method, data, share, seed, options):
         known = np.where(np.arange(len(of_x)) < len(paired), labels[of_x], -1)
         pairs = np.column_stack([np.arange(len(paired))] * 2)
         fitted = flow(options, seed, "exemplar")
-        fitted.fit(X[of_x], Y[of_y], pairs, labels_x=known, labels_y=labels[of_y])
+        of_known_class = np.where(np.isin(labels[of_y], known), labels[of_y], -1)
+        fitted.fit(X[of_x], Y[of_y], pairs, labels_x=known, labels_y=of_known_class)
     return frozen.score(fitted.transform(X[test]), labels[test])
 
 

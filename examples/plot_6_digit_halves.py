@@ -18,6 +18,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression, RidgeCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from skalign import BridgeFlow
 
@@ -51,7 +53,8 @@ completions = {
 # ----------------
 # A classifier that has seen right halves alone, with all their labels, reads completed halves of unseen digits.
 
-reader = LogisticRegression(max_iter=2000).fit(right[rows[400:]], digits[rows[400:]])
+reader = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+reader.fit(right[rows[400:]], digits[rows[400:]])
 print(f"{'true right halves':20}{reader.score(right[test], digits[test]):.3f}")
 for name, completed in completions.items():
     print(f"{name:20}{reader.score(completed, digits[test]):.3f}")

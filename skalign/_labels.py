@@ -19,9 +19,9 @@ def judge_labels(views, held_out, labels_x, labels_y):
             f"Row {i} of X and row {j} of Y are a pair, but their labels are {labels_x[i]} and {labels_y[j]}. Mend the "
             "labels, or pass `paired_idx`: [] if nothing is paired."
         )
-    if held_out is not None:
-        labels_x[held_out[:, 0]], labels_y[held_out[:, 1]] = -1, -1
-    in_x, in_y = (np.unique(labels[labels >= 0]) for labels in (labels_x, labels_y))
+    held_x, held_y = (None, None) if held_out is None else held_out.T
+    rows_x, rows_y = _labelled_rows(labels_x, views.X, held_x), _labelled_rows(labels_y, views.Y, held_y)
+    in_x, in_y = np.unique(labels_x[rows_x]), np.unique(labels_y[rows_y])
     common, alone = np.intersect1d(in_x, in_y), np.setxor1d(in_x, in_y)
     if not len(common):
         raise ValueError(
@@ -35,21 +35,24 @@ def judge_labels(views, held_out, labels_x, labels_y):
             UserWarning,
             stacklevel=5,
         )
-    return tuple([np.flatnonzero(labels == c) for c in common] for labels in (labels_x, labels_y))
+    return [rows_x[labels_x[rows_x] == c] for c in common], [rows_y[labels_y[rows_y] == c] for c in common]
+
+
+def _labelled_rows(labels, view, held_out):
+    rows = np.flatnonzero(labels >= 0)
+    rows = rows[~missing_rows(view[rows])]
+    return rows if held_out is None else np.setdiff1d(rows, held_out)
 
 
 def _check_labels(labels, view, name):
-    """Labels as a new array, -1 where the row is missing."""
     if labels is None:
         raise ValueError(
             f"Labels must come for both views, but `labels_{name}` is None. Pass it, with -1 for unknown classes."
         )
-    labels = np.array(to_numpy(labels))
+    labels = np.asarray(to_numpy(labels))
     if labels.shape != (len(view),) or labels.dtype.kind not in "iu" or labels.min(initial=0) < -1:
         raise ValueError(
             f"`labels_{name}` must hold an integer for each row of {name.upper()}, shape ({len(view)},), of at least -1 "
             f"(unknown), but its shape is {labels.shape} and its type {labels.dtype}. Encode classes as 0, 1, 2, ..."
         )
-    labels = labels.astype(np.int64)
-    labels[missing_rows(view)] = -1
     return labels

@@ -24,8 +24,6 @@ class PairedViews:
         The views as passed; entirely missing rows may still hold NaN.
     pairs : ndarray of int, shape (p, 2)
         Row ``k`` says that ``X[pairs[k, 0]]`` and ``Y[pairs[k, 1]]`` belong together.
-    x_free, y_free : ndarray of int, shape (u_x,) and (u_y,)
-        Rows of X and of Y that are present and in no pair.
     X_pool, Y_pool : ndarray of shape (q_x, d_x) and (q_y, d_y), or None
         Further unpaired rows.
     """
@@ -33,8 +31,6 @@ class PairedViews:
     X: np.ndarray
     Y: np.ndarray
     pairs: np.ndarray
-    x_free: np.ndarray
-    y_free: np.ndarray
     X_pool: np.ndarray | None = None
     Y_pool: np.ndarray | None = None
 
@@ -47,6 +43,16 @@ class PairedViews:
     def Y_pairs(self):
         """Paired rows of Y, shape (p, d_y), aligned with `X_pairs`."""
         return self.Y[self.pairs[:, 1]]
+
+    @property
+    def x_free(self):
+        """Rows of X that are present and in no pair, shape (u_x,)."""
+        return _free_rows(self.X, self.pairs[:, 0])
+
+    @property
+    def y_free(self):
+        """Rows of Y that are present and in no pair, shape (u_y,)."""
+        return _free_rows(self.Y, self.pairs[:, 1])
 
     @property
     def X_unpaired(self):
@@ -117,8 +123,6 @@ def judge_pairs(X, Y, paired_idx=None, X_pool=None, Y_pool=None, *, required=Tru
         X=X,
         Y=Y,
         pairs=pairs,
-        x_free=_free_rows(missing_x, pairs[:, 0]),
-        y_free=_free_rows(missing_y, pairs[:, 1]),
         X_pool=X_pool,
         Y_pool=Y_pool,
     )
@@ -286,8 +290,8 @@ def _refuse_nonfinite(view, missing, name):
         )
 
 
-def _free_rows(missing, paired_rows):
-    free = ~missing
+def _free_rows(view, paired_rows):
+    free = ~missing_rows(view)
     free[paired_rows] = False
     return np.flatnonzero(free)
 

@@ -273,3 +273,51 @@ def test_a_table_holds_pairs_first_and_unpaired_rows_of_either_view(folder, monk
     assert not set(images[30:]) & (set(captions) | set(images[:30]))
     assert not set(captions[30:]) & set(images)
     assert len(test[0]) == 40
+
+
+def test_bridges_tables_hold_what_was_measured_and_runs_are_not_repeated(monkeypatch, tmp_path, capsys):
+    bridges = benchmark("bridges")
+    monkeypatch.setattr(bridges, "N_TRAIN", 200)
+    short = ["--seeds", "1", "--max-iter", "3"]
+    monkeypatch.setattr(sys, "argv", ["bridges.py", "planted", "missing", "classes", *short])
+    bridges.main()
+    cells = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert [row[1].strip() for row in cells if row[1].strip() in ("clust", "rough")] == ["clust", "rough"]
+    kept = {
+        row[1].strip(): float(row[2].split("(")[0]) for row in cells if row[1].strip().startswith(("exact", "partial"))
+    }
+    assert kept["exact"] == 1
+    assert kept["partial, mass 1"] < 0.5
+
+    results = tmp_path / "runs.jsonl"
+    methods = ["classifier of X, all labels", "ridge", "BridgeFlow"]
+    arguments = [
+        "real",
+        "--sets",
+        "digits",
+        "--shares",
+        "0.05",
+        "--results",
+        str(results),
+        "--methods",
+        *methods,
+        *short,
+    ]
+    monkeypatch.setattr(sys, "argv", ["bridges.py", *arguments])
+    bridges.main()
+    first = results.read_text()
+    assert [json.loads(line)["method"] for line in first.splitlines()] == methods
+    bridges.main()
+    assert results.read_text() == first
+    assert f"{json.loads(first.splitlines()[1])['value']:.3f}" in capsys.readouterr().out
+    values = {run["method"]: run["value"] for run in map(json.loads, first.splitlines())}
+    assert values["classifier of X, all labels"] > values["ridge"] > 0.1
+
+
+def test_peak_memory_is_measured(monkeypatch, capsys):
+    bridges = benchmark("bridges")
+    monkeypatch.setattr(sys, "argv", ["bridges.py", "memory", "--worker", "20000", "--max-iter", "2"])
+    bridges.main()
+    peak, seconds = capsys.readouterr().out.split()
+    assert float(peak) < 500
+    assert 0 < float(seconds) < 60

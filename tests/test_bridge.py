@@ -1,6 +1,7 @@
 """Laws of BridgeFlow: what it learns from a plan and from classes, what it refuses, and its manners."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from helpers import LAW
@@ -86,12 +87,14 @@ def test_labels_carry_a_class_to_its_own_without_a_pair(classes, mode):
     assert (flow.coupling_ is None) is (mode == "exemplar")
 
 
-def test_exemplars_depend_on_nothing_but_labelled_rows_and_scale(classes):
+def test_exemplars_alone_depend_on_labelled_rows_and_scale(classes):
     X, Y, of_x, of_y = classes
     labels = {"labels_x": known(of_x, 12), "labels_y": known(of_y, 12)}
     swapped = X.copy()
     swapped[12:] = X[12:][::-1]
-    first, second = (BridgeFlow("exemplar", **SMALL, max_iter=20).fit(Z, Y, [], **labels) for Z in (X, swapped))
+    first, second = (
+        BridgeFlow("exemplar", self_training=False, **SMALL, max_iter=20).fit(Z, Y, [], **labels) for Z in (X, swapped)
+    )
     assert_allclose(first.transform(X), second.transform(X))
 
 
@@ -144,7 +147,7 @@ def test_inverse_brings_rows_back():
     assert np.mean((back - X[200:]) ** 2) < 0.05 * np.var(X)
     once = BridgeFlow(hidden_layer_sizes=(64, 64), max_iter=400, random_state=0).fit(X[:200], Y[:200])
     assert_array_equal(once.transform(X), flow.transform(X))
-    with pytest.raises(ValueError, match="Fit with inverse=True"):
+    with pytest.raises(AttributeError, match="inverse_transform"):
         once.inverse_transform(Y)
 
 
@@ -281,6 +284,13 @@ def test_a_class_of_one_view_alone_is_left_out_with_a_warning(classes):
     assert len(flow.bridges_x_) == 2
 
 
+def test_a_plan_without_mass_is_refused_where_there_is_no_pair(classes):
+    X, Y, of_x, of_y = classes
+    settings = {"coupling": "unbalanced", "rho": 1e-6, "epsilon": 1e-6}
+    with pytest.raises(ValueError, match="Nothing is left to train on: .* Raise `rho`"):
+        BridgeFlow(**SMALL, **settings).fit(X, Y, [], labels_x=of_x, labels_y=of_y)
+
+
 def test_a_labelled_row_that_is_missing_has_no_label(classes):
     X, Y, of_x, of_y = classes
     X = X.copy()
@@ -300,3 +310,25 @@ def test_bridges_that_stand_twice_count_once(data):
     X[:5], Y[:5] = X[0], Y[0]
     flow = BridgeFlow(cost="chain", **SMALL, max_iter=2).fit(X, Y, data.paired_idx)
     assert len(flow.bridges_x_) == 26
+
+
+def test_output_has_the_columns_of_y(data):
+    frame = pd.DataFrame(data.Y).add_prefix("pixel")
+    flow = BridgeFlow(**SMALL, max_iter=2).set_output(transform="pandas").fit(data.X, frame, data.paired_idx)
+    assert list(flow.transform(data.X_test).columns) == list(frame.columns)
+
+
+def test_labels_reach_fit_through_fit_transform(classes):
+    X, Y, of_x, of_y = classes
+    flow = BridgeFlow("exemplar", **SMALL, max_iter=2)
+    F = flow.fit_transform(X, Y, [], labels_x=of_x, labels_y=of_y)
+    assert_array_equal(F, flow.transform(X))
+
+
+def test_clear_rows_join_a_class_only_if_asked(classes):
+    X, Y, of_x, of_y = classes
+    labels = {"labels_x": known(of_x, 12), "labels_y": known(of_y, 12)}
+    joined, alone = (
+        BridgeFlow("exemplar", **SMALL, max_iter=20, self_training=s).fit(X, Y, [], **labels) for s in (True, False)
+    )
+    assert not np.allclose(joined.transform(X), alone.transform(X))

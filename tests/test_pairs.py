@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
-from numpy.testing import assert_array_equal
+from numpy.testing import assert_allclose, assert_array_equal
 
-from skalign._pairs import check_pairs, group_pairs, judge_pairs, missing_rows
+from skalign._pairs import check_pairs, group_pairs, judge_pairs, mean_and_scale, missing_rows, some_rows
 
 CV_HINT = "Inside cross-validation (GridSearchCV, cross_val_score) integers cannot follow the folds"
 MASK = [True, False, True, True, False, False, True]  # rows 0, 2, 3, 6 of 7
@@ -477,3 +477,33 @@ def test_long_chain_is_one_group():
     link = np.arange(20_000)
     chain = np.column_stack([link // 2, (link + 1) // 2])
     assert_array_equal(group_pairs(chain), 0)
+
+
+@pytest.mark.parametrize("nothing", [[], np.zeros(5, dtype=bool), np.empty((0, 2), dtype=int)])
+def test_where_no_pair_is_required_none_may_be_named(nothing):
+    X, Y = np.ones((5, 3)), np.ones((5, 4))
+    views = judge_pairs(X, Y, nothing, required=False)
+    assert views.pairs.shape == (0, 2)
+    assert len(views.X_unpaired) == len(views.Y_unpaired) == 5
+    with pytest.raises(ValueError, match="Expected at least one pair"):
+        judge_pairs(X, Y, nothing)
+    assert len(judge_pairs(X, Y, required=False).pairs) == 5
+
+
+def test_mean_and_scale_are_of_all_rows_but_the_missing_ones(rng):
+    X, pool = rng.standard_normal((20_000, 3)) + 5, rng.standard_normal((7, 3))
+    X[[0, 9000]] = np.nan
+    mean, scale = mean_and_scale(X, pool)
+    rows = np.concatenate([np.delete(X, [0, 9000], axis=0), pool])
+    assert_allclose(mean, rows.mean(axis=0))
+    assert_allclose(scale, np.sqrt(np.mean((rows - rows.mean(axis=0)) ** 2)))
+    assert mean_and_scale(np.ones((4, 3)), None)[1] == 1
+
+
+def test_some_rows_are_rows_of_the_view_and_of_its_pool(rng):
+    X, pool = rng.standard_normal((30, 3)), rng.standard_normal((20, 3))
+    X[4] = np.nan
+    assert_array_equal(some_rows(X, pool, 50, np.random.RandomState(0)), np.concatenate([np.delete(X, 4, 0), pool]))
+    drawn = some_rows(X, pool, 25, np.random.RandomState(0))
+    assert 10 < len(drawn) <= 25
+    assert {tuple(row) for row in drawn} <= {tuple(row) for row in np.concatenate([X, pool])}

@@ -639,7 +639,11 @@ def test_integer_weights_are_repetitions(teacher, many_to_one):
     # all copies of a pair are matches of one another; rows of weight 0 stay in the gallery and ask nothing
     copy_of = np.repeat(np.arange(12), np.maximum(weight, 1))
     copies = np.argwhere(copy_of[:, None] == copy_of)
-    assert_allclose(teacher.score(X[copy_of], Y[copy_of], weight[copy_of] > 0, paired_idx=copies), weighted, rtol=1e-12)
+    assert_allclose(
+        teacher.score(X[copy_of], Y[copy_of], (weight[copy_of] > 0).astype(float), paired_idx=copies),
+        weighted,
+        rtol=1e-12,
+    )
 
 
 @every_teacher
@@ -678,7 +682,7 @@ def test_weight_of_a_row_of_y_is_that_of_its_first_partner(teacher, many_to_one,
         (np.ones((20, 1)), "shape (20,), but its shape is (20, 1)"),
         (-np.eye(20)[3], "its smallest entry -1"),
         (np.zeros(20), "must leave a query in both directions"),
-        (np.arange(20) > 9, "must leave a query in both directions"),  # weight only on rows in no pair
+        (1.0 * (np.arange(20) > 9), "must leave a query in both directions"),  # weight only on rows in no pair
         (np.full(20, np.nan), "Input sample_weight contains NaN"),
     ],
 )
@@ -777,7 +781,7 @@ def test_missing_rows_follow_the_folds(teacher, views):
 @every_teacher
 def test_integers_inside_cross_validation_are_refused_by_name(teacher, views):
     pairs = np.arange(10, 20)
-    with refused("X has 13 rows", "Inside cross-validation", "pass a boolean mask"):
+    with refused("holds row numbers", "folds of cross-validation", "Pass a boolean mask"):
         cross_val_score(teacher, *views, cv=KFold(3), params={"paired_idx": pairs}, error_score="raise")
 
 

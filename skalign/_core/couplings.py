@@ -101,8 +101,7 @@ def plan_in_blocks(cost, X, Y, size, max_blocks, rng, **settings):
         rows.append(i[plan.coords[0]])
         columns.append(j[plan.coords[1]])
         values.append(plan.data / n_blocks)
-    parts = (np.concatenate(part) for part in (values, rows, columns))
-    values, rows, columns = parts
+    values, rows, columns = (np.concatenate(part) for part in (values, rows, columns))
     return coo_array((values, (rows, columns)), shape=(len(X), len(Y))).tocsr()
 
 
@@ -186,8 +185,8 @@ class MixedSampler:
         self.pairs = PairSampler(n_pairs, rng)
 
     def __call__(self, size):
-        if self.others is None:
+        n_known = size if self.others is None else round(self.share * size) if self.n_pairs else 0
+        if n_known == size:
             return self.pairs(size)
-        n_known = round(self.share * size) if self.n_pairs else 0
         known, (i, j) = self.pairs(n_known), self.others(size - n_known)
         return np.concatenate([known[0], self.n_pairs + i]), np.concatenate([known[1], self.n_pairs + j])

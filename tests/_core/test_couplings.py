@@ -168,7 +168,10 @@ def test_a_batch_mixes_pairs_with_others_behind_them():
     assert_array_equal(i[:3], j[:3])
     assert_array_equal(i[3:], 3)
     assert_array_equal(j[3:], 4)
-    assert_array_equal(MixedSampler(3, None, 0.25, np.random.RandomState(0))(6)[0] < 3, True)
+    without_others = MixedSampler(3, None, 0.25, np.random.RandomState(0))
+    pairs_alone = MixedSampler(3, PlanSampler(csr_array(np.ones((1, 1))), None), 1.0, np.random.RandomState(0))
+    for draw in (without_others, pairs_alone):
+        assert_array_equal(np.bincount(draw(6)[0]), 2)
 
 
 @pytest.mark.parametrize("coupling", ["unbalanced", "partial"])

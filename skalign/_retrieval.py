@@ -7,11 +7,12 @@ from numbers import Integral, Real
 import numpy as np
 from sklearn.base import BaseEstimator, _fit_context, clone
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils.validation import check_is_fitted, validate_data
 
-from ._arrays import resolve_device, to_numpy, to_tensor
+from ._arrays import floats_of, resolve_device, to_numpy, to_tensor
 from ._base import all_or_nothing
 from ._core.hubness import lift_gallery, lift_queries, mean_of_nearest, n_local, soft_maximum
+from ._core.rows import normalize_rows
 from ._core.search import largest_products, products_of_rows
 from ._embedding import embed_by
 from ._indexes import INDEXES
@@ -37,9 +38,10 @@ class CrossModalRetriever(BaseEstimator):
 
     Parameters
     ----------
-    aligner : fitted aligner
+    aligner : fitted aligner, default=None
         Or a fitted pipeline or search that holds one; rows pass all its steps. Used as it is, neither cloned nor fitted;
         whatever clones drops its fit, unless it is a ``FrozenEstimator(aligner)`` (:class:`sklearn.frozen.FrozenEstimator`).
+        None if gallery and queries are in one space already.
     n_neighbors : int, default=10
         Rows found for each query, at least 1.
     gallery : {"x", "y"}, default="y"
@@ -67,6 +69,8 @@ class CrossModalRetriever(BaseEstimator):
 
     Attributes
     ----------
+    n_features_in_ : int
+        Columns of the gallery, without an aligner only.
     gallery_ : ndarray of shape (n, k), or (n, k + 2) with a hubness
         Embedded gallery, rows of unit length. The two further columns make inner products those of the similarity.
     hubness_ : ndarray of shape (n,) or None
@@ -100,7 +104,7 @@ class CrossModalRetriever(BaseEstimator):
     """
 
     _parameter_constraints: dict = {
-        "aligner": [HasMethods(["transform"])],
+        "aligner": [HasMethods(["transform"]), None],
         "n_neighbors": [Interval(Integral, 1, None, closed="left")],
         "gallery": [StrOptions({"x", "y"})],
         "similarity": [StrOptions({"cosine", "csls", "inverted_softmax"})],
@@ -113,7 +117,7 @@ class CrossModalRetriever(BaseEstimator):
 
     def __init__(
         self,
-        aligner,
+        aligner=None,
         *,
         n_neighbors=10,
         gallery="y",
@@ -165,7 +169,7 @@ class CrossModalRetriever(BaseEstimator):
         """
         _torch_device(self.device)
         self._view = self.gallery
-        self.gallery_ = embed_by(self.aligner, gallery, self._view)
+        self.gallery_ = self._embedded(gallery, self._view, reset=True)
         self.hubness_, self._scale = self._hubness(queries), 1.0
         if self.hubness_ is not None:
             self.gallery_, self._scale = lift_gallery(self.gallery_, self.hubness_)
@@ -211,7 +215,7 @@ class CrossModalRetriever(BaseEstimator):
             raise ValueError(
                 f"`n_neighbors` must be an integer from 1 to {len(self.gallery_)}, the rows of the gallery, but it is {k!r}."
             )
-        Q = embed_by(self.aligner, queries, self._query_view).astype(self.gallery_.dtype, copy=False)
+        Q = self._embedded(queries, self._query_view).astype(self.gallery_.dtype, copy=False)
         if self.hubness_ is not None:
             Q = lift_queries(Q)
         products, rows = self._exact(Q, k) if self.index_ is None else self._indexed(Q, k)
@@ -220,6 +224,11 @@ class CrossModalRetriever(BaseEstimator):
     @property
     def _query_view(self):
         return "y" if self._view == "x" else "x"  # as in `fit`, whatever was set since
+
+    def _embedded(self, rows, view, reset=False):
+        if self.aligner is not None:
+            return embed_by(self.aligner, rows, view)
+        return normalize_rows(validate_data(self, to_numpy(rows), dtype=floats_of(rows), reset=reset))
 
     def _hubness(self, queries):
         """How near each row of the gallery is to the reference queries; None if that does not matter."""
@@ -231,7 +240,7 @@ class CrossModalRetriever(BaseEstimator):
                 f"None (`y` is ignored). Pass rows of {self._query_view.upper()}, such as unpaired ones, "
                 'fit(gallery, queries=...), or use similarity="cosine".'
             )
-        references = embed_by(self.aligner, queries, self._query_view).astype(self.gallery_.dtype, copy=False)
+        references = self._embedded(queries, self._query_view).astype(self.gallery_.dtype, copy=False)
         if self.similarity == "csls":
             return mean_of_nearest(self.gallery_, references, n_local(self.csls_neighbors, len(references))) / 2
         return soft_maximum(self.gallery_, references, self.temperature)

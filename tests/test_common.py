@@ -16,6 +16,7 @@ from skalign import (
     BridgeFlow,
     CCATeacher,
     ContrastiveTeacher,
+    CrossModalRetriever,
     HubnessCorrection,
     ProcrustesTeacher,
     SOTAlign,
@@ -49,7 +50,7 @@ CLASSIFIERS = [ZeroShotClassifier(), ZeroShotClassifier(pooling="max")]
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # the checks' targets are class numbers, of which 0 is a zero row
-@parametrize_with_checks(ALIGNERS + CLASSIFIERS)
+@parametrize_with_checks(ALIGNERS + CLASSIFIERS + [CrossModalRetriever()])
 def test_scikit_learn_checks_pass_without_exception(estimator, check):
     check(estimator)
 

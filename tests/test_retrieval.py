@@ -348,6 +348,16 @@ def test_pipelines_and_searches_are_taken_and_rows_need_not_have_unit_length(dat
     assert_allclose(found[0], expected[0], atol=1e-12)
 
 
+def test_without_an_aligner_rows_are_in_one_space_already(data, aligner):
+    F, G = aligner.transform(data.X_test, data.Y_test)
+    expected = CrossModalRetriever(aligner, n_neighbors=4).fit(data.Y_test).kneighbors(data.X_test)
+    found = CrossModalRetriever(n_neighbors=4).fit(2 * G).kneighbors(3 * F)
+    assert_array_equal(found[1], expected[1])
+    assert_allclose(found[0], expected[0], atol=1e-12)
+    with pytest.raises(ValueError, match="features"):
+        CrossModalRetriever().fit(G).kneighbors(F[:, 1:])
+
+
 def test_the_view_of_the_gallery_is_that_of_the_fit(data, aligner):
     retriever = CrossModalRetriever(aligner, n_neighbors=4, gallery="x").fit(data.X_test)
     expected = retriever.kneighbors(data.Y_test)

@@ -1,4 +1,4 @@
-"""What every aligner shares: checking views, transform, transform_y, score and tags. Knows scikit-learn, not torch."""
+"""What every aligner shares: checking views, transform, transform_y, score and tags. Knows scikit-learn; torch only in `to_torch`."""
 
 import functools
 import warnings

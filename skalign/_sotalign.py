@@ -597,7 +597,7 @@ def _without_strides(transformer):
     for step in dict(getattr(transformer, "steps", {"": transformer})).values():
         for name, value in vars(step).items() if hasattr(step, "fit") else ():
             if isinstance(value, np.ndarray):
-                setattr(step, name, np.ascontiguousarray(value))
+                setattr(step, name, np.asarray(value, order="C"))
     return transformer
 
 

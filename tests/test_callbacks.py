@@ -197,7 +197,7 @@ def test_a_monitor_logs_the_score_of_every_step_of_every_candidate_and_process(d
 
 @needs_callbacks
 def test_the_progress_bar_counts_the_steps_inside_a_search(data, capsys):
-    pytest.importorskip("rich")
+    pytest.importorskip("rich", reason="scikit-learn's ProgressBar draws with rich")
     from sklearn.callback import ProgressBar
 
     aligner = fitted(SOTAlign(**_SHORT).set_callbacks(ProgressBar()), data)

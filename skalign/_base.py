@@ -1,4 +1,4 @@
-"""What every aligner shares: checking views, transform, transform_y, score and tags. Knows scikit-learn; torch only in `to_torch`."""
+"""What every aligner shares: checks, transform, transform_y, score, files, tags. Loads torch in `to_torch` only."""
 
 import functools
 import warnings

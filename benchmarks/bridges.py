@@ -219,7 +219,7 @@ def peak_memory(n_rows, options):
     start = time.perf_counter()
     flow(options, 0, "exemplar").fit(X, Y, [], labels_x=labels_x, labels_y=labels_y)
     seconds = time.perf_counter() - start
-    return f"{resident('VmHWM') - before:.0f} {seconds:.1f}"
+    return f"{resident('VmHWM') - before:.0f} {seconds:.3g}"
 
 
 def resident(which):

@@ -180,7 +180,7 @@ def test_each_measurement_is_a_process_and_a_line_of_the_table(tmp_path, monkeyp
     dense, features = json.loads(output.read_text())
     assert (dense["method"], features["method"]) == ("dense", "features")
     for row in (dense, features):
-        assert 0 < row["seconds"] < 60
+        assert row["seconds"] > 0
         assert row["gradient_error"] < 1e-2
     ratio = f"{features['seconds'] / dense['seconds']:.2g}"
     assert f"| iid | 70 | features | 1 | {features['seconds']:.3g} | {ratio} |" in capsys.readouterr().out
@@ -320,4 +320,4 @@ def test_peak_memory_is_measured(monkeypatch, capsys):
     bridges.main()
     peak, seconds = capsys.readouterr().out.split()
     assert float(peak) < 500
-    assert 0 < float(seconds) < 60
+    assert float(seconds) > 0

@@ -1,21 +1,29 @@
 """BridgeFlow: a conditional flow from X into the space of Y itself, trained on a transport plan or on exemplars."""
 
 from numbers import Integral, Real
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from scipy.sparse import csr_array
 from sklearn.base import _fit_context
 from sklearn.utils import check_random_state
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
 from ._arrays import like_input, resolve_device, to_tensor
 from ._base import BaseAligner, all_or_nothing
-from ._core.bridges import COSTS, choose, fit_cost, nearest_class
-from ._core.couplings import COUPLINGS, ExemplarSampler, MixedSampler, PlanSampler, entropic_plan, plan_in_blocks
+from ._classes import classes_of
+from ._core.bridges import COSTS, choose, fit_cost
+from ._core.couplings import (
+    COUPLINGS,
+    ExemplarSampler,
+    MixedSampler,
+    PlanSampler,
+    entropic_plan,
+    partners_in_mean,
+    plan_in_blocks,
+)
 from ._core.flow import Velocity, fit_source, follow, train_flow
 from ._core.training import OPTIMIZERS, undisturbed
 from ._labels import judge_labels
@@ -23,7 +31,8 @@ from ._pairs import group_pairs, mean_and_scale, some_rows
 from ._trained import TRAINING_CONSTRAINTS, held_out_rows, hold_out, progress_bar, to_arrays, warn_of_ending
 
 _EPSILON_TO_JUDGE = 0.05  # of the plans that find held-out pairs: blurred, so that near misses count
-_REFERENCE = 5000  # rows of either view over which distances are standardised and directions found
+_REFERENCE = 5000  # rows of either view over which distances are standardised, directions found and regressions fitted
+_SCORE_TO_LIFT = 0.5  # of held-out pairs under the plan, from which on its couples can teach what no regression could
 
 
 def _has_inverse(flow):
@@ -83,16 +92,24 @@ class BridgeFlow(BaseAligner):
         Rows of each view in one transport problem. Larger views are matched in random blocks of that size.
     refine : bool, default=False
         Let the surest couples of the plan join the bridges, in three rounds, if held-out pairs are found better so.
-    self_training : bool, default=True
-        In "exemplar", let the clearer half of up to 5,000 further rows of either view join the class whose mean is nearest.
+    self_training : bool or classifier, default=True
+        In "exemplar", let up to 5,000 further rows of either view join the class that a classifier of the labelled rows
+        gives them. True takes the most accurate, by cross-validation, of the nearest class mean, a linear discriminant
+        analysis with shrinkage and a support vector machine; the first where a class has one labelled row.
     pair_share : float, default=0.25
-        Share of each batch that is drawn from the known pairs, 0 to 1. Raise it where the plan is little to be trusted,
-        which low `cv_scores_` tell; 1 trains on the pairs alone.
-    source : {"lift", "noise", "teacher"}, default="lift"
-        Start of the flow: x itself, padded by zeros or cut to its leading principal components; Gaussian noise, which
-        makes `sample` possible; or the ridge regression of x.
+        Share of each batch that is drawn from the known pairs, 0 to 1; 1 trains on the pairs alone.
+    source : {"auto", "lift", "noise", "teacher"}, default="auto"
+        Start of the flow, and what the velocity sees of x:
+
+        - "lift": x itself, padded by zeros or cut to its leading principal components;
+        - "noise": Gaussian noise, while the velocity sees x;
+        - "teacher": the ridge regression of x plus such noise, and that regression is all the velocity sees. The regression
+          is fitted on the pairs and on the mean partner of every other row, in the plan or in its class.
+
+        "auto" is "lift" where the couples can be trusted: in "exemplar" with labels, and where the plan finds held-out
+        pairs (the best of `cv_scores_` is at least 0.5, or there were too few pairs to tell); else "teacher".
     n_draws : int, default=8
-        Starts over which `transform` averages if ``source="noise"``.
+        Starts over which `transform` averages, if they are random ("noise" and "teacher").
     n_steps : int, default=10
         Midpoint steps by which the flow is integrated.
     inverse : bool, default=False
@@ -132,8 +149,8 @@ class BridgeFlow(BaseAligner):
     cost_ : str or callable
         Cost of the plan; None in "exemplar".
     cv_scores_ : dict of str to float
-        Mean reciprocal rank of held-out pairs (5 folds, both directions, among up to 500 unpaired rows) by the plan's
-        costs, of each cost compared. Empty if nothing was to be chosen.
+        Mean reciprocal rank of held-out pairs (5 folds, both directions, among up to 500 unpaired rows) in the plan, of
+        each cost compared. Empty in "exemplar", and with fewer than 10 pairs that share no row.
     coupling_ : csr_array of shape (u_x, u_y)
         Plan between the unpaired rows of X and of Y, in their order, those of the further pools last; the 32 largest
         entries of each row. None in "exemplar".
@@ -142,7 +159,7 @@ class BridgeFlow(BaseAligner):
     flow_, inverse_flow_ : dict of str to ndarray
         Weights of the velocity, and of that from Y to X if `inverse`.
     source_, inverse_source_ : dict of str to ndarray
-        "coef" and "intercept" of the start, or the "noise" to average over.
+        The "lift" of x, or the "noise" to average over, around "coef" and "intercept" of a regression.
     x_mean_, y_mean_ : ndarray of shape (d_x,) and (d_y,)
         Means of all rows.
     x_scale_, y_scale_ : float
@@ -158,9 +175,8 @@ class BridgeFlow(BaseAligner):
 
     Notes
     -----
-    A plan helps where rows have partners among the unpaired ones. Where they have none, as on disjoint halves of digits and
-    Flickr8k, pairs alone (a larger `pair_share`) were better in the few runs made so far, and :class:`SOTAlign` or a ridge
-    regression retrieves better.
+    A plan helps where rows have partners among the unpaired ones. Where they have none, as in pools that were drawn apart,
+    it links neighbours at best, and :class:`SOTAlign` retrieves better.
 
     References
     ----------
@@ -191,9 +207,9 @@ class BridgeFlow(BaseAligner):
         "mass": [Interval(Real, 0, 1, closed="right")],
         "plan_size": [Interval(Integral, 1, None, closed="left")],
         "refine": ["boolean"],
-        "self_training": ["boolean"],
+        "self_training": ["boolean", HasMethods(["fit", "predict"])],
         "pair_share": [Interval(Real, 0, 1, closed="both")],
-        "source": [StrOptions({"lift", "noise", "teacher"})],
+        "source": [StrOptions({"auto", "lift", "noise", "teacher"})],
         "n_draws": [Interval(Integral, 1, None, closed="left")],
         "n_steps": [Interval(Integral, 1, None, closed="left")],
         "inverse": ["boolean"],
@@ -218,7 +234,7 @@ class BridgeFlow(BaseAligner):
         refine=False,
         self_training=True,
         pair_share=0.25,
-        source="lift",
+        source="auto",
         n_draws=8,
         n_steps=10,
         inverse=False,
@@ -301,12 +317,13 @@ class BridgeFlow(BaseAligner):
         A, B = self._prepared_x(views.X[pairs[:, 0]]), self._prepared_y(views.Y[pairs[:, 1]])
         some_x = self._prepared_x(some_rows(views.X, views.X_pool, _REFERENCE, rng))
         some_y = self._prepared_y(some_rows(views.Y, views.Y_pool, _REFERENCE, rng))
-        classes_x = _classes(views.X, members[0], self._prepared_x)
-        classes_y = _classes(views.Y, members[1], self._prepared_y)
+        classes_x = classes_of(views.X, members[0], self._prepared_x)
+        classes_y = classes_of(views.Y, members[1], self._prepared_y)
         if self.mode == "ot":
             U, V = self._prepared_x(views.X_unpaired), self._prepared_y(views.Y_unpaired)
             self._fit_plan(A, B, group_pairs(pairs), (classes_x.means, classes_y.means), U, V, some_x, some_y, rng)
             others = PlanSampler(self.coupling_, rng) if self.coupling_.nnz else None
+            partners, back_partners = partners_in_mean(self.coupling_, V), partners_in_mean(self.coupling_.T, U)
             if others is None and not len(pairs):
                 raise ValueError(
                     f"Nothing is left to train on: there is no pair, and the {self.coupling!r} plan matches no rows. Raise "
@@ -317,8 +334,11 @@ class BridgeFlow(BaseAligner):
             self.bridges_x_ = np.concatenate([A, classes_x.means])
             self.bridges_y_ = np.concatenate([B, classes_y.means])
             if self.self_training:
-                classes_x, classes_y = classes_x.joined_by(some_x), classes_y.joined_by(some_y)
+                classifier = None if self.self_training is True else self.self_training
+                classes_x = classes_x.joined_by(some_x, classifier, rng)
+                classes_y = classes_y.joined_by(some_y, classifier, rng)
             U, V = classes_x.rows, classes_y.rows
+            partners, back_partners = classes_x.partners_in_mean(classes_y), classes_y.partners_in_mean(classes_x)
             others = ExemplarSampler(classes_x.members, classes_y.members, rng) if labelled else None
         draw = MixedSampler(len(pairs), others, self.pair_share, rng)
 
@@ -329,12 +349,13 @@ class BridgeFlow(BaseAligner):
         if held_out is not None:
             prepared = (lambda rows: tensor(self._prepared_x(rows))), (lambda rows: tensor(self._prepared_y(rows)))
             held = held_out_rows(views, held_out, views.X_unpaired, views.Y_unpaired, *prepared)
-        self.source_ = fit_source(self.source, some_x, self.bridges_x_, self.bridges_y_, self.n_draws, rng)
+        kind = self._kind_of_source(others)
+        self.source_ = fit_source(kind, some_x, *_joined(A, B, U, partners, rng), self.n_draws, rng)
         self.flow_, record = self._fit_flow(X, Y, draw, self.source_, held, rng)
         self.loss_curve_, self.n_iter_, self.best_iter_ = record.curves, record.n_iter, record.best_iter
         if self.inverse:
             back = None if held is None else (held[1], held[0], held[2][:, ::-1])
-            self.inverse_source_ = fit_source(self.source, some_y, self.bridges_y_, self.bridges_x_, self.n_draws, rng)
+            self.inverse_source_ = fit_source(kind, some_y, *_joined(B, A, V, back_partners, rng), self.n_draws, rng)
             self.inverse_flow_, _ = self._fit_flow(Y, X, lambda n: draw(n)[::-1], self.inverse_source_, back, rng)
         return self
 
@@ -351,10 +372,17 @@ class BridgeFlow(BaseAligner):
         )
         self.coupling_ = self._couple(U, V, some_x, some_y, rng)
 
+    def _kind_of_source(self, others):
+        if self.source != "auto":
+            return self.source
+        taught = others is not None and max(self.cv_scores_.values(), default=1) >= _SCORE_TO_LIFT
+        return "lift" if taught else "teacher"
+
     def _fit_flow(self, X, Y, draw, source, held_out, rng):
         """Weights of a velocity trained on couples of rows of X and of Y, and what happened."""
         seed, seed_batches = rng.randint(2**31 - 1, size=2).tolist()
-        velocity = Velocity(X.shape[1], Y.shape[1], _check_widths(self.hidden_layer_sizes), seed).to(X.device)
+        d_seen = Y.shape[1] if "coef" in source else X.shape[1]
+        velocity = Velocity(d_seen, Y.shape[1], _check_widths(self.hidden_layer_sizes), seed).to(X.device)
         progress = progress_bar(self.verbose, type(self).__name__, self.max_iter)
         with progress as report, undisturbed(X.device, seed_batches):
             record = train_flow(
@@ -517,10 +545,10 @@ class BridgeFlow(BaseAligner):
             If the flow does not start at noise, or X is not finite or has another number of columns than in `fit`.
         """
         check_is_fitted(self)
-        if "noise" not in self.source_:
+        if "lift" in self.source_:
             raise ValueError(
-                f"`sample` draws noise to start from, but the flow was fitted with source={self.source!r}, which gives one "
-                "row of Y for each row of X. Fit it with source='noise', or use `transform`."
+                f"`sample` draws noise to start from, but the flow was fitted with source={self.source!r} and starts at the "
+                "lifted row, which gives one row of Y for each row of X. Fit it with source='noise', or use `transform`."
             )
         checked = self._check_x(X)
         seed = check_random_state(random_state).randint(2**31 - 1)
@@ -621,29 +649,15 @@ class BridgeFlow(BaseAligner):
         return follow(weights, source, tensor, self.n_steps, device, generator).numpy().astype(rows.dtype, copy=False)
 
 
+def _joined(A, B, rows, partners, rng):
+    """Pairs (A, B) and some further rows with their partners, as pairs of points to regress on."""
+    at, means = partners
+    some = np.sort(rng.permutation(len(at))[:_REFERENCE])
+    return np.concatenate([A, rows[at[some]]]), np.concatenate([B, means[some]])
+
+
 def _check_widths(widths):
     widths = tuple(widths)
     if not all(isinstance(width, Integral) and width >= 1 for width in widths):
         raise ValueError(f"`hidden_layer_sizes` must hold integers of at least 1, but it is {widths}.")
     return widths
-
-
-class _Classes(NamedTuple):
-    """Labelled rows of a view, prepared; the rows of each class among them; the mean of each class."""
-
-    rows: np.ndarray
-    members: list
-    means: np.ndarray
-
-    def joined_by(self, rows):
-        """The same with those of some more rows that are clearly of a class; the means stay."""
-        clear, of_class = nearest_class(rows, self.means)
-        joined = [np.append(at, len(self.rows) + np.flatnonzero(of_class == c)) for c, at in enumerate(self.members)]
-        return self._replace(rows=np.concatenate([self.rows, rows[clear]]), members=joined)
-
-
-def _classes(view, members, prepare):
-    labelled = np.unique(np.concatenate([np.empty(0, dtype=np.intp), *members]))
-    rows, members = prepare(view[labelled]), [np.searchsorted(labelled, at) for at in members]
-    means = np.array([rows[at].mean(axis=0) for at in members], dtype=view.dtype)
-    return _Classes(rows, members, means.reshape(-1, view.shape[1]))

@@ -6,11 +6,13 @@ import pytest
 import torch
 from helpers import LAW
 from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.dummy import DummyClassifier
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.model_selection import GridSearchCV
 from sklearn.neighbors import KNeighborsClassifier
 
 from skalign import BridgeFlow
+from skalign._core.bridges import ridge
 from skalign.datasets import make_two_views
 
 SMALL = {"hidden_layer_sizes": (32, 32), "random_state": 0}
@@ -49,7 +51,7 @@ def accuracy(flow, classes):
 def test_unpaired_rows_raise_the_score_on_unseen_pairs():
     rng = np.random.default_rng(0)
     z = rng.standard_normal((700, 4))
-    X, Y = (np.tanh(z @ rng.standard_normal((4, 20)) / 3) @ rng.standard_normal((20, d)) for d in (8, 12))
+    X, Y = (np.tanh(z @ rng.standard_normal((4, 20)) / 2) @ rng.standard_normal((20, d)) for d in (8, 12))
     seen, unseen = slice(0, 500), slice(500, None)
     settings = {"hidden_layer_sizes": (64, 64), "max_iter": 500, "random_state": 0}
     alone = BridgeFlow(**settings).fit(X[:25], Y[:25])
@@ -134,7 +136,10 @@ def test_samples_differ_and_their_mean_is_near_the_answer(data):
     standard_error = np.hypot(G.std(axis=1) / np.sqrt(500), G.std(axis=1) / 8)
     assert (np.abs(G.mean(axis=1) - flow.transform(data.X_test[:4])) < 5 * standard_error).all()
     assert isinstance(flow.sample(torch.from_numpy(data.X_test[:4])), torch.Tensor)
-    with pytest.raises(ValueError, match="fitted with source='lift'.* Fit it with source='noise'"):
+    assert fitted(data, source="teacher").sample(data.X_test[:4], 2).shape == (4, 2, 11)
+    with pytest.raises(
+        ValueError, match="fitted with source='auto'.* starts at the lifted row.* Fit it with source='noise'"
+    ):
         fitted(data).sample(data.X_test)
 
 
@@ -168,7 +173,7 @@ def test_score_is_by_cosines_around_the_mean_of_y(data):
 
 
 def test_grid_search_compares_flows(data):
-    search = GridSearchCV(BridgeFlow(**SMALL), {"max_iter": [1, 150]}, cv=3)
+    search = GridSearchCV(BridgeFlow(**SMALL, source="lift"), {"max_iter": [1, 150]}, cv=3)
     search.fit(data.X[:30], data.Y[:30])
     assert search.best_params_ == {"max_iter": 150}
 
@@ -318,6 +323,38 @@ def test_output_has_the_columns_of_y(data):
     assert list(flow.transform(data.X_test).columns) == list(frame.columns)
 
 
+def test_a_users_classifier_tells_who_joins(classes):
+    X, Y, of_x, of_y = classes
+    labels = {"labels_x": known(of_x, 12), "labels_y": known(of_y, 12)}
+    settings = SMALL | {"max_iter": 300, "self_training": DummyClassifier(strategy="constant", constant=0)}
+    flow = BridgeFlow("exemplar", **settings).fit(X, Y, [], **labels)
+    assert accuracy(flow, classes) < 1  # all joined one class
+    with pytest.raises(ValueError, match="'self_training' parameter"):
+        BridgeFlow("exemplar", self_training=3).fit(X, Y, [], **labels)
+
+
+def test_where_a_plan_cannot_be_trusted_the_flow_starts_at_the_regression(data):
+    rng = np.random.default_rng(0)
+    assert "lift" in fitted(data, max_iter=1).source_
+    blind = BridgeFlow(**SMALL, max_iter=1).fit(data.X, rng.standard_normal(data.Y.shape), data.paired_idx)
+    assert max(blind.cv_scores_.values()) < 0.5
+    assert "coef" in blind.source_
+    assert "coef" in BridgeFlow(**SMALL, max_iter=1).fit(data.X[:30], data.Y[:30]).source_
+    chain = fitted(data, max_iter=1, cost="chain")
+    assert set(chain.cv_scores_) == {"chain"}
+
+
+def test_the_regression_learns_from_the_partners_in_the_plan(data):
+    flow = fitted(data, max_iter=1, source="teacher")
+    x, y = (
+        (Z - mean) / scale
+        for Z, mean, scale in ((data.X, flow.x_mean_, flow.x_scale_), (data.Y, flow.y_mean_, flow.y_scale_))
+    )
+    partners = flow.coupling_.toarray() @ y[30:] * 100
+    coef, _ = ridge(np.concatenate([x[:30], x[30:]]), np.concatenate([y[:30], partners]))
+    assert_allclose(flow.source_["coef"], coef, rtol=1e-6, atol=1e-9)
+
+
 def test_labels_reach_fit_through_fit_transform(classes):
     X, Y, of_x, of_y = classes
     flow = BridgeFlow("exemplar", **SMALL, max_iter=2)
@@ -325,7 +362,7 @@ def test_labels_reach_fit_through_fit_transform(classes):
     assert_array_equal(F, flow.transform(X))
 
 
-def test_clear_rows_join_a_class_only_if_asked(classes):
+def test_rows_join_a_class_only_if_asked(classes):
     X, Y, of_x, of_y = classes
     labels = {"labels_x": known(of_x, 12), "labels_y": known(of_y, 12)}
     joined, alone = (

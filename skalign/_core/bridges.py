@@ -183,7 +183,7 @@ def ridge(A, B, regs=_REGS):
 
 
 class Choice(NamedTuple):
-    """A cost, the bridges (A, B) it is measured from, and the scores by which it was chosen."""
+    """A cost, the bridges (A, B) it is measured from, and how well each cost that was judged finds held-out pairs."""
 
     cost: str | Callable
     A: np.ndarray
@@ -229,36 +229,20 @@ def choose(cost, A, B, groups, means, X, Y, *, metric, refine, solve, rng):
     def score(name, improve=None):
         return held_out_score(name, A, B, groups, X, Y, metric, solve, seed, improve)
 
-    scores = {}
+    name, scores = cost if isinstance(cost, str) else "callable", {}
+    if can_judge:
+        scores = {each: score(each) for each in COSTS} if cost == "auto" else {name: score(cost)}
     if cost == "auto":
-        cost = "linear" if len(A) else "chain"
-        if can_judge:
-            scores = {name: score(name) for name in COSTS}
-            cost = max(scores, key=scores.get)
+        name = cost = max(scores, key=scores.get) if scores else "linear" if len(A) else "chain"
     if cost != "linear":
         some = np.sort(rng.permutation(len(bridges[0]))[:_MOST_BRIDGES])
         bridges = tuple(points[some] for points in bridges)
     if refine and can_judge:
-        name = cost if isinstance(cost, str) else "callable"
         improve = functools.partial(bootstrap, cost, metric=metric, solve=solve)
-        scores.setdefault(name, score(cost))
         scores[f"{name}, refined"] = score(cost, improve)
         if scores[f"{name}, refined"] > max(scores[name], _LEAST_SCORE):
             bridges = improve(*bridges, *(rows[rng.permutation(len(rows))[:_BOOTSTRAP_ROWS]] for rows in (X, Y)))
     return Choice(cost, *bridges, scores)
-
-
-def nearest_class(rows, means):
-    """Class whose mean is nearest, for the clearer half of some rows: those rows (as positions), and their classes.
-
-    Clear is a row that is much farther from the second mean than from the first. With one class nobody joins.
-    """
-    if len(means) < 2:
-        return np.empty((2, 0), dtype=np.intp)
-    D = cdist(rows, means)
-    first, second = np.partition(D, 1, axis=1)[:, :2].T
-    clear = np.argsort(first - second, kind="stable")[: len(rows) // 2]
-    return clear, D[clear].argmin(axis=1)
 
 
 def _distinct(A, B):

@@ -105,6 +105,13 @@ def plan_in_blocks(cost, X, Y, size, max_blocks, rng, **settings):
     return coo_array((values, (rows, columns)), shape=(len(X), len(Y))).tocsr()
 
 
+def partners_in_mean(plan, rows):
+    """Rows of a plan that have mass (as positions), and the mean of each one's partners among `rows`, weighted by the plan."""
+    mass = np.asarray(plan.sum(axis=1)).ravel()
+    at = np.flatnonzero(mass)
+    return at, ((plan @ rows)[at] / mass[at, None]).astype(rows.dtype, copy=False)
+
+
 class _Deal:
     """Deals the rows of a view into equal parts, without end; each round is a new shuffle, unless there is one part."""
 

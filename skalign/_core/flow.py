@@ -19,48 +19,62 @@ _LOOK_EVERY = 100  # steps between two looks at the held-out pairs, each of whic
 
 
 def fit_source(kind, rows, A, B, n_draws, rng):
-    """Arrays of a `Source`: "lift" of rows (n, d_x) into d_y columns, "noise", or the "teacher" of pairs (A, B)."""
+    """Arrays of a `Source`: "lift" of rows (n, d_x) into d_y columns, "noise", or the "teacher" of points (A, B)."""
     d_x, d_y = A.shape[1], B.shape[1]
-    if kind == "noise":
-        half = rng.standard_normal((-(-n_draws // 2), d_y))
-        return {"noise": np.concatenate([half, -half])[:n_draws]}  # in opposite couples their mean is that of all noise
-    if kind == "teacher":
-        coef, intercept = ridge(A, B)
-        return {"coef": coef, "intercept": intercept}
-    coef = np.eye(d_x, d_y)
-    if d_x > d_y:
+    if kind == "lift" and d_x <= d_y:
+        return {"lift": np.eye(d_x, d_y)}
+    if kind == "lift":
         rows = rows - rows.mean(axis=0, dtype=np.float64)
-        coef = np.ascontiguousarray(np.linalg.eigh(rows.T @ rows)[1][:, : -d_y - 1 : -1])
-    return {"coef": coef, "intercept": np.zeros(d_y)}
+        return {"lift": np.ascontiguousarray(np.linalg.eigh(rows.T @ rows)[1][:, : -d_y - 1 : -1])}
+    half = rng.standard_normal((-(-n_draws // 2), d_y))
+    noise = {"noise": np.concatenate([half, -half])[:n_draws]}  # in opposite couples their mean is that of all noise
+    return noise if kind == "noise" else noise | dict(zip(("coef", "intercept"), ridge(A, B), strict=True))
 
 
 class Source:
-    """Where a flow starts, from the arrays of `fit_source`: an affine map of the row, or Gaussian noise.
+    """Where a flow starts and what its velocity sees of a row, from the arrays of `fit_source`.
 
-    The noise has a bank (k, d_y) of starts for those who want one answer, the mean of where they lead. It is the same for
-    every row, so that the answer depends on the row alone.
+    "noise" is a bank (k, d_y) of starts for those who want one answer, the mean of where they lead. It is the same for
+    every row, so that the answer depends on the row alone. With the "coef" and "intercept" of a teacher it lies around
+    the regression of the row, and that is all the velocity sees of it: a regression shrinks the directions in which it
+    finds nothing, and a network that saw them would fit their noise.
     """
 
     def __init__(self, arrays, device, dtype):
-        tensors = {name: torch.tensor(array, device=device, dtype=dtype) for name, array in arrays.items()}
-        self.noise = tensors.get("noise")
-        self.coef, self.intercept = tensors.get("coef"), tensors.get("intercept")
+        self.arrays = {name: torch.tensor(array, device=device, dtype=dtype) for name, array in arrays.items()}
 
-    def start(self, x, generator=None):
-        """A start for each row, (n, d_y); noise from a generator on the CPU."""
-        if self.noise is None:
-            return x @ self.coef + self.intercept
-        return torch.randn(len(x), self.noise.shape[1], generator=generator, dtype=x.dtype).to(x.device)
+    @property
+    def is_random(self):
+        return "noise" in self.arrays
+
+    def seen(self, x):
+        """What the velocity is conditioned on: the row, (n, d_x), or its regression, (n, d_y)."""
+        return x @ self.arrays["coef"] + self.arrays["intercept"] if "coef" in self.arrays else x
+
+    def start(self, x, noise=None):
+        """A start for each row, (n, d_y), given noise (n, d_y) or (d_y,)."""
+        if "lift" in self.arrays:
+            return x @ self.arrays["lift"]
+        return self.seen(x) + noise if "coef" in self.arrays else noise.expand(len(x), -1)
+
+    def draw(self, x, generator):
+        """A start for each row, (n, d_y), with noise from a generator on the CPU."""
+        if not self.is_random:
+            return self.start(x)
+        shape = len(x), self.arrays["noise"].shape[1]
+        return self.start(x, torch.randn(shape, generator=generator, dtype=x.dtype).to(x.device))
 
     def answer(self, velocity, x, n_steps):
-        """Where the flow takes each row, (n, d_y)."""
-        if self.noise is None:
-            return integrate(velocity, x, self.start(x), n_steps)
-        return sum(integrate(velocity, x, z.expand(len(x), -1), n_steps) for z in self.noise) / len(self.noise)
+        """Where the flow takes each row, (n, d_y); with noise the mean over the bank."""
+        seen = self.seen(x)
+        if not self.is_random:
+            return integrate(velocity, seen, self.start(x), n_steps)
+        bank = self.arrays["noise"]
+        return sum(integrate(velocity, seen, self.start(x, noise), n_steps) for noise in bank) / len(bank)
 
 
 class Velocity(nn.Module):
-    """``v(t, z | x)``: an MLP on the state z, Fourier features of the time t, and the condition x."""
+    """``v(t, z | x)``: an MLP on the state z (d_y), Fourier features of the time t, and the condition x (d_x)."""
 
     def __init__(self, d_x, d_y, hidden, seed=0):
         super().__init__()
@@ -95,8 +109,9 @@ def integrate(velocity, x, z, n_steps):
 
 def follow(weights, source, rows, n_steps, device, generator=None):
     """Where a trained flow takes rows (n, d_x), on the CPU: its answer, or with a generator one draw of the noise each."""
-    widths = [len(weight) for weight in weights.values() if weight.ndim == 2]
-    velocity = Velocity(rows.shape[1], widths[-1], widths[:-1])
+    shapes = [weight.shape for weight in weights.values() if weight.ndim == 2]
+    *hidden, d_y = (d_out for d_out, _ in shapes)
+    velocity = Velocity(shapes[0][1] - 2 * _FREQUENCIES - d_y, d_y, hidden)
     velocity.load_state_dict({name: torch.tensor(weight) for name, weight in weights.items()})
     velocity.to(device=device, dtype=rows.dtype)
     source = Source(source, device, rows.dtype)
@@ -107,7 +122,7 @@ def follow(weights, source, rows, n_steps, device, generator=None):
             if generator is None:
                 ends.append(source.answer(velocity, x, n_steps).cpu())
             else:
-                ends.append(integrate(velocity, x, source.start(x, generator), n_steps).cpu())
+                ends.append(integrate(velocity, source.seen(x), source.draw(x, generator), n_steps).cpu())
     return torch.cat(ends)
 
 
@@ -129,11 +144,11 @@ def train_flow(velocity, source, X, Y, draw, *, batch_size, ema, seed, n_steps, 
     def terms():
         i, j = (torch.as_tensor(rows, device=X.device) for rows in draw(batch_size))
         x, z1 = X[i], Y[j]
-        z0 = source.start(x, generator)
+        z0 = source.draw(x, generator)
         # one time in each of n equal parts of the unit interval, in no order
         start = torch.rand((), generator=generator)
         t = (start + torch.randperm(len(x), generator=generator) / len(x)).remainder(1).to(x)
-        return {"loss": flow_matching_loss(velocity, x, z0, z1, t)}
+        return {"loss": flow_matching_loss(velocity, source.seen(x), z0, z1, t)}
 
     def recall():
         with torch.no_grad():

@@ -8,7 +8,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist, jensenshannon
 from sklearn.linear_model import RidgeCV
 
-from skalign._core.bridges import COSTS, choose, fit_cost, held_out_score, nearest_class, reciprocal_rank, ridge
+from skalign._core.bridges import COSTS, choose, fit_cost, held_out_score, reciprocal_rank, ridge
 from skalign._core.couplings import entropic_plan
 
 
@@ -156,6 +156,12 @@ def test_auto_does_not_judge_by_a_handful_of_pairs(rng):
     assert_array_equal(none.B, Y[:4])
 
 
+def test_a_given_cost_is_judged_too(rng):
+    X, Y = two_views(rng, 90)
+    everything = chosen("auto", X, Y, 20, np.random.RandomState(0)).scores
+    assert chosen("chain", X, Y, 20, np.random.RandomState(0)).scores == {"chain": everything["chain"]}
+
+
 def test_bridges_that_stand_twice_count_once(rng):
     X, Y = two_views(rng, 90)
     X[:5], Y[:5] = X[0], Y[0]
@@ -179,13 +185,3 @@ def test_refining_is_left_out_where_it_does_not_help(rng):
     choice = chosen("profile", X, Y, 12, np.random.RandomState(0), refine=True)
     assert "profile, refined" in choice.scores
     assert len(choice.A) == 12
-
-
-def test_the_clearer_half_of_the_rows_joins_the_nearest_class():
-    means = np.array([[0.0, 0.0], [10.0, 0.0], [0.0, 30.0]])
-    rows = np.array([[4.9, 0.0], [1.0, 0.0], [9.0, 0.0], [5.5, 0.0], [0.0, 29.0], [6.0, 0.0]])
-    clear, classes = nearest_class(rows, means)
-    order = np.argsort(clear)
-    assert_array_equal(clear[order], [1, 2, 4])
-    assert_array_equal(classes[order], [0, 1, 2])
-    assert nearest_class(rows, means[:1])[0].size == 0

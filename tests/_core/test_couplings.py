@@ -15,6 +15,7 @@ from skalign._core.couplings import (
     PairSampler,
     PlanSampler,
     entropic_plan,
+    partners_in_mean,
     plan_in_blocks,
     solve_plan,
 )
@@ -124,6 +125,18 @@ def test_no_more_blocks_are_solved_than_asked_for(rng):
     X, Y = rng.random((1000, 1)), rng.random((7, 1))
     plan_in_blocks(Counted(), X, Y, 10, 3, np.random.RandomState(0), coupling="exact", **SETTINGS)
     assert sizes == [(10, 7)] * 3
+
+
+def test_partners_are_meant_by_mass_where_there_is_any():
+    plan = csr_array([[0.1, 0.3, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.2]])
+    rows = np.array([[0.0, 4.0], [4.0, 8.0], [7.0, 9.0]], dtype=np.float32)
+    at, means = partners_in_mean(plan, rows)
+    assert_array_equal(at, [0, 2])
+    assert_allclose(means, [[3, 7], [7, 9]], rtol=1e-6)
+    assert means.dtype == np.float32
+    back, _ = partners_in_mean(plan.T, rows)
+    assert_array_equal(back, [0, 1, 2])
+    assert partners_in_mean(csr_array((3, 0)), np.empty((0, 2)))[1].shape == (0, 2)
 
 
 def test_couples_are_drawn_in_proportion_to_the_plan(rng):

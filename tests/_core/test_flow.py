@@ -70,18 +70,26 @@ def test_loss_is_zero_for_the_velocity_of_the_straight_path(rng):
 def test_lift_pads_or_keeps_the_leading_directions(rng):
     rows = rng.standard_normal((50, 4)) * [1, 9, 0.1, 3]
     wide = fit_source("lift", rows, rows[:2], np.ones((2, 6)), 2, None)
-    assert_allclose(rows @ wide["coef"], np.pad(rows, ((0, 0), (0, 2))))
+    assert_allclose(rows @ wide["lift"], np.pad(rows, ((0, 0), (0, 2))))
     narrow = fit_source("lift", rows, rows[:2], np.ones((2, 2)), 2, None)
-    assert_allclose(narrow["coef"].T @ narrow["coef"], np.eye(2), atol=1e-12)
+    assert_allclose(narrow["lift"].T @ narrow["lift"], np.eye(2), atol=1e-12)
     _, _, Vt = np.linalg.svd(rows - rows.mean(axis=0))
-    assert_allclose(np.abs(Vt[:2] @ narrow["coef"]), np.eye(2), atol=1e-9)
+    assert_allclose(np.abs(Vt[:2] @ narrow["lift"]), np.eye(2), atol=1e-9)
 
 
-def test_teacher_starts_at_the_ridge_of_the_bridges(rng):
+def test_teacher_starts_around_the_regression_and_shows_it_alone(rng):
     A, B = rng.standard_normal((9, 3)), rng.standard_normal((9, 5))
-    source = Source(fit_source("teacher", A, A, B, 2, None), "cpu", torch.float64)
+    source = Source(fit_source("teacher", A, A, B, 2, np.random.RandomState(0)), "cpu", torch.float64)
     coef, intercept = ridge(A, B)
-    assert_allclose(source.start(torch.as_tensor(A)), A @ coef + intercept)
+    rows = torch.as_tensor(A)
+    assert_allclose(source.seen(rows), A @ coef + intercept)
+    drawn = source.draw(rows.repeat(2000, 1), torch.Generator().manual_seed(0)).reshape(2000, 9, 5)
+    assert_allclose(drawn.mean(dim=0), source.seen(rows), atol=5 / np.sqrt(2000))
+    assert_allclose(drawn.std(dim=0), np.ones((9, 5)), atol=0.1)
+    still = Velocity(5, 5, (8,), seed=0).double()
+    torch.nn.init.zeros_(still.layers[-1].weight), torch.nn.init.zeros_(still.layers[-1].bias)
+    with torch.no_grad():
+        assert_allclose(source.answer(still, rows, 2), source.seen(rows), atol=1e-12)  # the bank is balanced
 
 
 def test_noise_bank_is_balanced_and_its_answer_is_the_mean_of_where_it_leads(rng):

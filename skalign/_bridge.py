@@ -32,7 +32,7 @@ from ._trained import TRAINING_CONSTRAINTS, held_out_rows, hold_out, progress_ba
 
 _EPSILON_TO_JUDGE = 0.05  # of the plans that find held-out pairs: blurred, so that near misses count
 _REFERENCE = 5000  # rows of either view over which distances are standardised, directions found and regressions fitted
-_SCORE_TO_LIFT = 0.5  # of held-out pairs under the plan, from which on its couples can teach what no regression could
+_TRUSTED = 0.5  # score of held-out pairs in the plan from which on its couples can teach what the pairs cannot
 
 
 def _has_inverse(flow):
@@ -96,8 +96,9 @@ class BridgeFlow(BaseAligner):
         In "exemplar", let up to 5,000 further rows of either view join the class that a classifier of the labelled rows
         gives them. True takes the most accurate, by cross-validation, of the nearest class mean, a linear discriminant
         analysis with shrinkage and a support vector machine; the first where a class has one labelled row.
-    pair_share : float, default=0.25
-        Share of each batch that is drawn from the known pairs, 0 to 1; 1 trains on the pairs alone.
+    pair_share : float or "auto", default="auto"
+        Share of each batch that is drawn from the known pairs, 0 to 1; 1 trains on the pairs alone. "auto" is 0.25 where
+        the other couples can be trusted, see `source`, else 0.75.
     source : {"auto", "lift", "noise", "teacher"}, default="auto"
         Start of the flow, and what the velocity sees of x:
 
@@ -208,7 +209,7 @@ class BridgeFlow(BaseAligner):
         "plan_size": [Interval(Integral, 1, None, closed="left")],
         "refine": ["boolean"],
         "self_training": ["boolean", HasMethods(["fit", "predict"])],
-        "pair_share": [Interval(Real, 0, 1, closed="both")],
+        "pair_share": [Interval(Real, 0, 1, closed="both"), StrOptions({"auto"})],
         "source": [StrOptions({"auto", "lift", "noise", "teacher"})],
         "n_draws": [Interval(Integral, 1, None, closed="left")],
         "n_steps": [Interval(Integral, 1, None, closed="left")],
@@ -233,7 +234,7 @@ class BridgeFlow(BaseAligner):
         plan_size=4096,
         refine=False,
         self_training=True,
-        pair_share=0.25,
+        pair_share="auto",
         source="auto",
         n_draws=8,
         n_steps=10,
@@ -340,7 +341,11 @@ class BridgeFlow(BaseAligner):
             U, V = classes_x.rows, classes_y.rows
             partners, back_partners = classes_x.partners_in_mean(classes_y), classes_y.partners_in_mean(classes_x)
             others = ExemplarSampler(classes_x.members, classes_y.members, rng) if labelled else None
-        draw = MixedSampler(len(pairs), others, self.pair_share, rng)
+        trusted = others is not None and max(self.cv_scores_.values(), default=1) >= _TRUSTED
+        kind, pair_share = ("lift", 0.25) if trusted else ("teacher", 0.75)
+        kind = kind if self.source == "auto" else self.source
+        pair_share = pair_share if self.pair_share == "auto" else self.pair_share
+        draw = MixedSampler(len(pairs), others, pair_share, rng)
 
         def tensor(rows):
             return to_tensor(rows, device, torch.float32)
@@ -349,7 +354,6 @@ class BridgeFlow(BaseAligner):
         if held_out is not None:
             prepared = (lambda rows: tensor(self._prepared_x(rows))), (lambda rows: tensor(self._prepared_y(rows)))
             held = held_out_rows(views, held_out, views.X_unpaired, views.Y_unpaired, *prepared)
-        kind = self._kind_of_source(others)
         self.source_ = fit_source(kind, some_x, *_joined(A, B, U, partners, rng), self.n_draws, rng)
         self.flow_, record = self._fit_flow(X, Y, draw, self.source_, held, rng)
         self.loss_curve_, self.n_iter_, self.best_iter_ = record.curves, record.n_iter, record.best_iter
@@ -371,12 +375,6 @@ class BridgeFlow(BaseAligner):
             rng=rng,
         )
         self.coupling_ = self._couple(U, V, some_x, some_y, rng)
-
-    def _kind_of_source(self, others):
-        if self.source != "auto":
-            return self.source
-        taught = others is not None and max(self.cv_scores_.values(), default=1) >= _SCORE_TO_LIFT
-        return "lift" if taught else "teacher"
 
     def _fit_flow(self, X, Y, draw, source, held_out, rng):
         """Weights of a velocity trained on couples of rows of X and of Y, and what happened."""

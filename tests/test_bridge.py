@@ -333,15 +333,21 @@ def test_a_users_classifier_tells_who_joins(classes):
         BridgeFlow("exemplar", self_training=3).fit(X, Y, [], **labels)
 
 
-def test_where_a_plan_cannot_be_trusted_the_flow_starts_at_the_regression(data):
+def test_what_is_auto_depends_on_whether_the_plan_can_be_trusted(data):
     rng = np.random.default_rng(0)
-    assert "lift" in fitted(data, max_iter=1).source_
-    blind = BridgeFlow(**SMALL, max_iter=1).fit(data.X, rng.standard_normal(data.Y.shape), data.paired_idx)
-    assert max(blind.cv_scores_.values()) < 0.5
-    assert "coef" in blind.source_
-    assert "coef" in BridgeFlow(**SMALL, max_iter=1).fit(data.X[:30], data.Y[:30]).source_
-    chain = fitted(data, max_iter=1, cost="chain")
-    assert set(chain.cv_scores_) == {"chain"}
+    noise = rng.standard_normal(data.Y.shape)
+
+    def mapped(Y, **settings):
+        flow = BridgeFlow(**SMALL, max_iter=5, **settings).fit(data.X, Y, data.paired_idx)
+        return flow.transform(data.X_test), max(flow.cv_scores_.values())
+
+    trusted, score = mapped(data.Y)
+    assert score > 0.5
+    assert_array_equal(trusted, mapped(data.Y, source="lift", pair_share=0.25)[0])
+    blind, score = mapped(noise)
+    assert score < 0.5
+    assert_array_equal(blind, mapped(noise, source="teacher", pair_share=0.75)[0])
+    assert "coef" in BridgeFlow(**SMALL, max_iter=1).fit(data.X[:30], data.Y[:30]).source_  # there is no plan
 
 
 def test_the_regression_learns_from_the_partners_in_the_plan(data):

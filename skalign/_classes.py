@@ -1,5 +1,6 @@
 """Labelled classes of a view, and the classifiers by which further rows join them. Knows scikit-learn, no aligners."""
 
+import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -33,8 +34,13 @@ class Classes(NamedTuple):
         known, labels = self.labelled()
         taught = rng.permutation(len(labels))[:_MOST_TAUGHT]
         known, labels = known[taught], labels[taught]
-        classifier = choose_classifier(known, labels, rng) if classifier is None else clone(classifier)
-        of_class = classifier.fit(known, labels).predict(rows)
+        if classifier is None:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", ".* zero standard deviation")  # columns may be constant
+                classifier = choose_classifier(known, labels, rng).fit(known, labels)
+        else:
+            classifier = clone(classifier).fit(known, labels)
+        of_class = classifier.predict(rows)
         joined = [np.append(at, len(self.rows) + np.flatnonzero(of_class == c)) for c, at in enumerate(self.members)]
         return self._replace(rows=np.concatenate([self.rows, rows]), members=joined)
 

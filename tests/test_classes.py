@@ -1,5 +1,7 @@
 """Laws of labelled classes of a view: who joins them, and which classifier tells."""
 
+import warnings
+
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
@@ -35,6 +37,15 @@ def test_further_rows_join_the_class_a_classifier_gives_them(rng):
         assert_array_equal(joined.means, classes.means)
     one = classes_of(known, [np.arange(5)], lambda rows: rows)
     assert one.joined_by(rows, None, np.random.RandomState(0)) is one
+
+
+def test_constant_columns_are_no_matter_for_a_warning(rng):
+    known, of_known = three_classes(rng)
+    known[:, 3] = 1
+    classes = classes_of(known, [np.flatnonzero(of_known == c) for c in range(3)], lambda rows: rows)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        classes.joined_by(known, None, np.random.RandomState(0))
 
 
 def test_partners_are_the_means_of_the_class_in_the_other_view(rng):

@@ -55,12 +55,17 @@ def n_weights(kind, d_in, d_out):
 
 @contextlib.contextmanager
 def random_numbers(seed, devices=()):
-    """torch's global random numbers, from this seed, for one thread at a time; their state is put back."""
+    """torch's global random numbers, from this seed, for one thread at a time; their state is put back.
+
+    Yields their generators.
+    """
     with _ONE_THREAD, torch.random.fork_rng(devices):
-        torch.default_generator.manual_seed(seed)
+        generators = [torch.default_generator]
         if devices:
-            torch.cuda.manual_seed(seed)
-        yield
+            generators.append(torch.cuda.default_generators[torch.cuda.current_device()])
+        for generator in generators:
+            generator.manual_seed(seed)
+        yield generators
 
 
 def start_from(head, coef, intercept):

@@ -62,8 +62,8 @@ class Checkpoint:
                 _set_state(part, self.state[name])
         except Exception as error:  # whatever modules and optimizers of the user's say to a state that is not theirs
             raise ValueError(
-                f"{self.path} does not fit the heads or the optimizer that are to be trained: {error}. If their code has "
-                "changed, delete the file to train from the start, or set another `checkpoint_dir`."
+                f"{self.path} does not fit the heads or the optimizer that are to be trained. If their code has changed, "
+                f"delete the file to train from the start, or set another `checkpoint_dir`. {type(error).__name__}: {error}"
             ) from error
         self.state = None  # which may be large
         return True
@@ -85,7 +85,7 @@ class Checkpoint:
                 f"The checkpoint of step {n_iter} could not be written ({error}); training goes on, and {self.path} still "
                 "holds an earlier step. Make room in the folder, or see to its permissions.",
                 UserWarning,
-                stacklevel=7,
+                stacklevel=8,
             )
 
     def _write(self, held):
@@ -98,17 +98,17 @@ class Checkpoint:
     def _read(self):
         content = memoryview(self.path.read_bytes())
         digest, payload = content[:_DIGEST], content[_DIGEST:]
-        if hashlib.sha256(payload).digest() != digest:
+        try:
+            if hashlib.sha256(payload).digest() != digest:
+                raise ValueError("it does not match its checksum")
+            held = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+            if held["fingerprint"] != self.fingerprint:
+                raise ValueError(f"expected the fingerprint {self.fingerprint}, but it holds {held['fingerprint']}")
+        except Exception as error:  # whatever a forged file provokes in torch
             raise ValueError(
-                f"{self.path} is no whole checkpoint: it was cut off, damaged or edited. Delete it to train from the "
-                "start, copy it again, or set another `checkpoint_dir`."
-            )
-        held = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
-        if held["fingerprint"] != self.fingerprint:
-            raise ValueError(
-                f"{self.path} is the checkpoint of another fit: expected the fingerprint {self.fingerprint}, but it holds "
-                f"{held['fingerprint']}. Give it its name back, delete it, or set another `checkpoint_dir`."
-            )
+                f"{self.path} is no whole checkpoint of this fit: {error}. Delete it to train from the start, copy it "
+                "again, or set another `checkpoint_dir`."
+            ) from error
         return held
 
 

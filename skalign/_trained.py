@@ -122,7 +122,7 @@ class TrainedAligner(CallbackSupportMixin, BaseAligner):
         data = TrainingViews(
             A=tensor_x(views.X[pairs[:, 0]]),
             B=tensor_y(views.Y[pairs[:, 1]]),
-            pairs=torch.as_tensor(pairs, device=device),
+            pairs=to_tensor(pairs, device),
             held_out=held,
             **unpaired,
         )
@@ -445,7 +445,8 @@ def _go_on_from(head, state, view):
     except RuntimeError as error:
         raise ValueError(
             f"warm_start=True goes on from the fitted heads, but the weights of that of {view} do not fit the one now asked "
-            f"for: {error}. Keep `head`, `n_components` and the columns of both views, or set warm_start=False."
+            "for. Keep `head`, `n_components` and the columns of both views, or set warm_start=False. torch says: "
+            f"{error}"
         ) from error
 
 

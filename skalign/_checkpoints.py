@@ -32,11 +32,12 @@ class Checkpoint:
     """The file that a training is kept in, and what it held when the fit began.
 
     `random_state` is that of the estimator or, without one, a seed, the same for all runs that go on from one another.
+    `others` are what else tells this training from others.
     """
 
-    def __init__(self, estimator, views, device, start):
+    def __init__(self, estimator, views, device, *others):
         folder = Path(estimator.checkpoint_dir)
-        self.fingerprint = _fingerprint(estimator, views, device, start)
+        self.fingerprint = _fingerprint(estimator, views, device, others)
         self.interval = estimator.checkpoint_interval
         self.path = folder / f"{type(estimator).__name__}-{self.fingerprint}.checkpoint"
         _make(folder)
@@ -124,11 +125,11 @@ def _make(folder):
         ) from error
 
 
-def _fingerprint(estimator, views, device, start):
-    """What tells a fit from others: version, kind of device, parameters, pairs and rows, and where it starts if fitted."""
+def _fingerprint(estimator, views, device, others):
+    """What tells a training from others: version, kind of device, parameters, pairs and rows, and what else there is."""
     rows = [None if rows is None else _sample(rows) for rows in (views.X, views.Y, views.X_pool, views.Y_pool)]
     try:
-        return joblib.hash([__version__, device.type, _described(estimator), views.pairs, rows, start])
+        return joblib.hash([__version__, device.type, _described(estimator), views.pairs, rows, others])
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise ValueError(
             f"A checkpoint is found again by the parameters, but one of them has no name that lasts ({error}). Define what "
@@ -151,11 +152,13 @@ def _described(value):
 
 
 def _state(part):
+    if isinstance(part, np.random.RandomState):
+        return part.get_state(legacy=False)
     return part.get_state() if isinstance(part, torch.Generator) else part.state_dict()
 
 
 def _set_state(part, state):
-    if isinstance(part, torch.Generator):
+    if isinstance(part, torch.Generator | np.random.RandomState):
         part.set_state(state)
     else:
         part.load_state_dict(state)
@@ -169,6 +172,8 @@ def _plain(node, name=""):
         return type(node)(_plain(value, f"{name}.{i}") for i, value in enumerate(node))
     if isinstance(node, np.generic):
         return node.item()
+    if isinstance(node, np.ndarray):
+        return torch.from_numpy(node)
     if node is None or isinstance(node, torch.Tensor) or type(node) in (bool, int, float, str):
         return node
     raise ValueError(

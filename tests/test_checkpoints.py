@@ -22,7 +22,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.utils.fixes import parse_version
 
 import skalign._checkpoints
-from skalign import CCATeacher, ContrastiveTeacher, ProcrustesTeacher, SOTAlign, SOTAlignTransformer, load
+from skalign import BridgeFlow, CCATeacher, ContrastiveTeacher, ProcrustesTeacher, SOTAlign, SOTAlignTransformer, load
 from skalign._core import training
 from skalign.baselines import NNCLR, SAIL, SCLIP, STRUCTURE
 from skalign.datasets import make_two_views
@@ -51,6 +51,9 @@ TRAINED = {
     "STRUCTURE": STRUCTURE(**_SETTINGS, **_BATCHES),
     "NNCLR": NNCLR(batch_size=15, **_SETTINGS),
     "SCLIP": SCLIP(**_SETTINGS, **_BATCHES),
+    "BridgeFlow": BridgeFlow(
+        source="noise", hidden_layer_sizes=(16,), batch_size=40, early_stopping=True, plan_size=20, **_SETTINGS
+    ),
 }
 
 
@@ -101,11 +104,15 @@ def death(monkeypatch):
     return Death(monkeypatch)
 
 
+def weights_of(aligner):
+    trained = getattr(aligner, "aligner_", aligner)
+    names = ("x_head_", "y_head_", "flow_", "inverse_flow_")
+    return [weights for name in names for weights in getattr(trained, name, {}).values()]
+
+
 def assert_same_fit(actual, expected, data):
-    for name in ("x_head_", "y_head_"):
-        heads = (getattr(getattr(aligner, "aligner_", aligner), name) for aligner in (actual, expected))
-        for one, other in zip(*(head.values() for head in heads), strict=True):
-            assert_array_equal(one, other)
+    for one, other in zip(weights_of(actual), weights_of(expected), strict=True):
+        assert_array_equal(one, other)
     assert_array_equal(actual.transform(data.X_test), expected.transform(data.X_test))
     assert_array_equal(actual.transform_y(data.Y_test), expected.transform_y(data.Y_test))
     for name in ("loss_curve_", "n_iter_", "best_iter_", "sinkhorn_error_"):
@@ -139,6 +146,27 @@ def test_what_has_ended_is_not_trained_again(aligner, data, tmp_path, death):
     death.n_steps = 0
     assert_same_fit(fitted(kept_in(tmp_path, aligner), data), expected, data)
     assert death.n_steps == teacher_steps
+
+
+@pytest.mark.parametrize("mode", ["ot", "exemplar"])
+def test_a_flow_goes_on_in_either_direction(data, tmp_path, death, mode):
+    labels = {"labels_x": np.arange(len(data.X)) % 3, "labels_y": np.arange(len(data.Y)) % 3}
+    settings = {"inverse": True, "random_state": np.random.RandomState(0), "coupling": "sinkhorn"}
+    aligner = clone(TRAINED["BridgeFlow"]).set_params(mode=mode, **settings)
+    expected = clone(aligner).fit(data.X, data.Y, data.paired_idx, **labels)
+    for n_steps in (5, MAX_ITER - INTERVAL + 2, 3):  # in the first flow, in the second, in the second
+        death.left = n_steps
+        with pytest.raises(Killed):
+            kept_in(tmp_path, aligner).fit(data.X, data.Y, data.paired_idx, **labels)
+    death.n_steps = 0
+    actual = kept_in(tmp_path, aligner).fit(data.X, data.Y, data.paired_idx, **labels)
+    assert_same_fit(actual, expected, data)
+    assert_array_equal(actual.inverse_transform(data.Y_test), expected.inverse_transform(data.Y_test))
+    assert actual.random_state.randint(1000) == expected.random_state.randint(1000)
+    assert death.n_steps == MAX_ITER - INTERVAL
+    other = labels | {"labels_x": np.where(np.arange(len(data.X)) < 60, labels["labels_x"], -1)}
+    kept_in(tmp_path, aligner).fit(data.X, data.Y, data.paired_idx, **other)
+    assert death.n_steps == MAX_ITER - INTERVAL + 2 * MAX_ITER
 
 
 def test_an_early_stop_is_an_end(data, tmp_path, death):
@@ -535,20 +563,15 @@ WARM = {
 warm = pytest.mark.parametrize("aligner", WARM.values(), ids=WARM)
 
 
-def heads(aligner):
-    second_stage = getattr(aligner, "aligner_", aligner)
-    return [*second_stage.x_head_.values(), *second_stage.y_head_.values()]
-
-
 @warm
 def test_a_warm_start_is_where_the_fit_before_ended(aligner, data):
     aligner = fitted(clone(aligner), data)
-    first = [weights.copy() for weights in heads(aligner)]
+    first = [weights.copy() for weights in weights_of(aligner)]
     fitted(aligner.set_params(learning_rate=1e-12), data)
-    for before, after in zip(first, heads(aligner), strict=True):
+    for before, after in zip(first, weights_of(aligner), strict=True):
         assert_array_equal(before, after)
     fitted(aligner.set_params(warm_start=False), data)
-    assert not all(np.array_equal(before, after) for before, after in zip(first, heads(aligner), strict=True))
+    assert not all(np.array_equal(before, after) for before, after in zip(first, weights_of(aligner), strict=True))
 
 
 @warm

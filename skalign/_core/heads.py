@@ -57,13 +57,13 @@ def n_weights(kind, d_in, d_out):
 def random_numbers(seed, devices=()):
     """torch's global random numbers, from this seed, for one thread at a time; their state is put back.
 
-    Yields their generators.
+    Yields their generators by name.
     """
     with _ONE_THREAD, torch.random.fork_rng(devices):
-        generators = [torch.default_generator]
+        generators = {"torch": torch.default_generator}
         if devices:
-            generators.append(torch.cuda.default_generators[torch.cuda.current_device()])
-        for generator in generators:
+            generators["cuda"] = torch.cuda.default_generators[torch.cuda.current_device()]
+        for generator in generators.values():
             generator.manual_seed(seed)
         yield generators
 

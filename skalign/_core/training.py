@@ -79,11 +79,12 @@ def train_heads(
     announce: Callable,
     report: Callable,
     checkpoint=None,
-    generators=(),
+    generators=None,
 ) -> TrainingRecord:
     """Minimise an objective over both heads, in place.
 
-    See `descend`, of which this is the form for two heads. `generators` are those that heads and optimizer may draw from.
+    See `descend`, of which this is the form for two heads. `generators` are those, by name, that heads and optimizer may
+    draw from.
     """
     device = views.A.device
 
@@ -97,8 +98,7 @@ def train_heads(
         generator = torch.Generator().manual_seed(seed)
         parameters = [*head_x.parameters(), *head_y.parameters(), *objective.to(device).parameters()]
         draw, samplers = _batches(views, objective.takes_unpaired, batch_size, batch_size_unpaired, generator)
-        parts = {"head_x": head_x, "head_y": head_y, "objective": objective, **samplers}
-        parts |= {f"generator_{i}": drawn_from for i, drawn_from in enumerate(generators)}
+        parts = {"head_x": head_x, "head_y": head_y, "objective": objective, **samplers, **(generators or {})}
         if views.held_out is not None:
             head_x.train(), head_y.train()  # as a look leaves them, so that a training that is resumed has them alike
         return parameters, lambda: objective(embed_x, embed_y, draw()), parts
@@ -217,10 +217,10 @@ def undisturbed(device, seed):
     """Gradients on, full precision, random numbers of our own; what the caller has set of these is put back.
 
     The seed is for what draws from torch's global state, and None if nothing does: then threads need not wait in turn.
-    Yields the generators it seeded.
+    Yields the generators it seeded, by name.
     """
     devices = [device] if device.type == "cuda" else []
-    numbers = contextlib.nullcontext([]) if seed is None else random_numbers(seed, devices)
+    numbers = contextlib.nullcontext({}) if seed is None else random_numbers(seed, devices)
     with numbers as generators, torch.enable_grad(), full_precision(device):
         yield generators
 

@@ -1,10 +1,12 @@
 """Checkpoints of a training: one file a fit, named after what is fitted. Knows torch; reading runs nothing from a file."""
 
+import contextlib
 import hashlib
 import io
 import os
 import pickle
 import tempfile
+import time
 import warnings
 from numbers import Integral
 from pathlib import Path
@@ -24,6 +26,7 @@ CHECKPOINT_CONSTRAINTS = {
     "checkpoint_interval": [Interval(Integral, 1, None, closed="left")],
 }
 _SAMPLE = 100_000  # rows of each array that are read to tell data apart
+_OLD = 3600  # seconds
 _DIGEST = hashlib.sha256().digest_size  # bytes in front of what torch writes, which has no checksum that torch reads
 _IRRELEVANT = {"verbose", "device", "checkpoint_dir", "checkpoint_interval"}  # to what a fit ends with
 
@@ -41,8 +44,7 @@ class Checkpoint:
         self.interval = estimator.checkpoint_interval
         self.path = folder / f"{type(estimator).__name__}-{self.fingerprint}.checkpoint"
         _make(folder)
-        for left_over in folder.glob(f"{self.path.name}.*.tmp"):  # by a process that was killed while it wrote
-            left_over.unlink(missing_ok=True)
+        _clear(folder.glob(f"{self.path.name}.*.tmp"))
         held = self._read() if self.path.exists() else {}
         self.random_state, self.seed, self.state = estimator.random_state, None, held.get("state")
         if self.random_state is None:
@@ -123,6 +125,14 @@ def _make(folder):
         raise OSError(
             f"`checkpoint_dir` must be a folder to write to, but {folder} is not: {error}. Set another one."
         ) from error
+
+
+def _clear(temporary_files):
+    """Remove what processes left that were killed while they wrote; a young one may be of a twin that is alive."""
+    for file in temporary_files:
+        with contextlib.suppress(OSError):  # a twin was faster
+            if time.time() - file.stat().st_mtime > _OLD:
+                file.unlink()
 
 
 def _fingerprint(estimator, views, device, others):

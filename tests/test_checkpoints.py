@@ -8,6 +8,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -298,7 +299,7 @@ while n_kills < 20:
         if run(folder, result, patience=patience) is not None:
             break
         n_kills += 1
-    assert len(list(folder.iterdir())) == 1, "there is more than the checkpoint"
+    assert len(list(folder.glob("*.checkpoint"))) == 1
     for array, other in zip(arrays(result), expected, strict=True):
         np.testing.assert_array_equal(array, other)
 print(n_kills, n_resumed)
@@ -509,10 +510,15 @@ def test_a_write_that_fails_later_is_told_and_loses_nothing(data, tmp_path, deat
 def test_what_a_killed_process_left_is_cleared_away(data, tmp_path):
     fitted(kept_in(tmp_path), data)
     file = checkpoint(tmp_path)
-    left, of_another = tmp_path / f"{file.name}.0123abcd.tmp", tmp_path / "SOTAlign.checkpoint.0123abcd.tmp"
-    left.touch(), of_another.touch()
+    left, of_a_twin, of_another = (
+        tmp_path / f"{name}.tmp"
+        for name in (f"{file.name}.01234567", f"{file.name}.89abcdef", "other.checkpoint.01234567")
+    )
+    for temporary, age in ((left, 4000), (of_a_twin, 10), (of_another, 4000)):
+        temporary.touch()
+        os.utime(temporary, (time.time() - age,) * 2)
     fitted(kept_in(tmp_path), data)
-    assert set(tmp_path.iterdir()) == {file, of_another}
+    assert set(tmp_path.iterdir()) == {file, of_a_twin, of_another}
 
 
 # what cannot be kept -------------------------------------------------------------------------------------------------

@@ -62,7 +62,8 @@ def random_numbers(seed, devices=()):
     with _ONE_THREAD, torch.random.fork_rng(devices):
         generators = {"torch": torch.default_generator}
         if devices:
-            generators["cuda"] = torch.cuda.default_generators[torch.cuda.current_device()]
+            index = devices[0].index
+            generators["cuda"] = torch.cuda.default_generators[torch.cuda.current_device() if index is None else index]
         for generator in generators.values():
             generator.manual_seed(seed)
         yield generators

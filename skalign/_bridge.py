@@ -349,7 +349,7 @@ class BridgeFlow(BaseAligner):
         if self.inverse:
             back = None if held is None else (held[1], held[0], held[2][:, ::-1])
             self.inverse_source_ = fit_source(self.source, some_y, self.bridges_y_, self.bridges_x_, self.n_draws, rng)
-            checkpoint = Checkpoint.of(self, views, device, labels, "inverse")
+            checkpoint = Checkpoint.of(self, views, device, labels, rng)  # as the first flow has left it
             self.inverse_flow_, _ = self._fit_flow(
                 Y, X, lambda n: draw(n)[::-1], self.inverse_source_, back, rng, draw, checkpoint
             )

@@ -26,7 +26,8 @@ CHECKPOINT_CONSTRAINTS = {
     "checkpoint_interval": [Interval(Integral, 1, None, closed="left")],
 }
 _SAMPLE = 100_000  # rows of each array that are read to tell data apart
-_OLD = 3600  # seconds
+_OLD = 3600  # seconds after which nobody is still writing a file
+_SAME = 1e-3  # of cosines: what other numbers of threads or another machine may change by rounding
 _DIGEST = hashlib.sha256().digest_size  # bytes in front of what torch writes, which has no checksum that torch reads
 _IRRELEVANT = {"verbose", "device", "checkpoint_dir", "checkpoint_interval"}  # to what a fit ends with
 
@@ -65,8 +66,9 @@ class Checkpoint:
                 _set_state(part, self.state[name])
         except Exception as error:  # whatever modules and optimizers of the user's say to a state that is not theirs
             raise ValueError(
-                f"{self.path} does not fit the heads or the optimizer that are to be trained. If their code has changed, "
-                f"delete the file to train from the start, or set another `checkpoint_dir`. {type(error).__name__}: {error}"
+                f"{self.path} does not fit what is to be trained. If code has changed, or the training of the teacher was "
+                "interrupted, delete the file to train from the start, or set another `checkpoint_dir`. "
+                f"{type(error).__name__}: {error}"
             ) from error
         self.state = None  # which may be large
         return True
@@ -113,6 +115,23 @@ class Checkpoint:
                 "again, or set another `checkpoint_dir`."
             ) from error
         return held
+
+
+class SameTeacher:
+    """A part that must not change: the embeddings of a teacher, which is fitted again when a training goes on."""
+
+    def __init__(self, *embeddings):
+        self.embeddings = [np.asarray(embedding) for embedding in embeddings]
+
+    def state_dict(self):
+        """The embeddings, as torch's modules give their state."""
+        return {"embeddings": self.embeddings}
+
+    def load_state_dict(self, state):
+        """Refuse the state of another teacher."""
+        for before, now in zip(state["embeddings"], self.embeddings, strict=True):
+            if before.shape != now.shape or np.abs(before.numpy() - now).max() > _SAME:
+                raise ValueError("the teacher maps the pairs elsewhere than when the training began")
 
 
 def _make(folder):

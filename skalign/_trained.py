@@ -15,7 +15,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from ._arrays import resolve_device, to_tensor
 from ._base import BaseAligner, all_or_nothing, warn_zero_rows
 from ._callbacks import CallbackSupportMixin, Steps
-from ._checkpoints import CHECKPOINT_CONSTRAINTS, Checkpoint
+from ._checkpoints import CHECKPOINT_CONSTRAINTS, Checkpoint, SameTeacher
 from ._core.heads import HEADS, build_head, draw_back, n_weights, start_from
 from ._core.layers import UnitRows
 from ._core.objectives import PairsAndTeacher
@@ -24,6 +24,7 @@ from ._core.training import OPTIMIZERS, TrainingViews, embed, train_heads, undis
 from ._pairs import group_pairs
 
 _MAX_DIMENSION = 1024  # of the shared space by default, as in the paper
+_FEW = 100  # pairs by which a teacher is known again
 LOOK_EVERY = 10  # steps between two looks at the held-out pairs
 _DISTRACTORS = (
     2000  # unpaired rows of each view among which held-out pairs must be found; without, few pairs tell little
@@ -84,7 +85,7 @@ class TrainedAligner(CallbackSupportMixin, BaseAligner):
             warn_zero_rows(views, depth=1)
         fitted = None if teacher is None else teacher(pairs, random_state)
         at_teacher = former is None and fitted is not None and self._starts_from(fitted)
-        if former is None or self.n_components is not None:
+        if former is None or self.n_components is not None:  # else that of the former heads
             limit = min(self.n_features_in_, self.n_features_in_y_, _MAX_DIMENSION)
             self.n_components_ = self.n_components or (fitted.n_components_ if at_teacher else limit)
         head_x = build_head(self.head_, self.n_features_in_, self.n_components_, seed_x)
@@ -150,7 +151,11 @@ class TrainedAligner(CallbackSupportMixin, BaseAligner):
         optimizer = OPTIMIZERS[self.optimizer] if isinstance(self.optimizer, str) else self.optimizer
         progress = progress_bar(self.verbose, type(self).__name__, self.max_iter)
         draws = callable(self.head_) or callable(self.optimizer)  # what a user gives may, as dropout does
-        with progress as show, undisturbed(device, seed_batches if draws else None) as generators:
+        with progress as show, undisturbed(device, seed_batches if draws else None) as parts:
+            if checkpoint is not None and fitted is not None:
+                few = pairs[:_FEW]
+                embeddings = fitted.transform(views.X[few[:, 0]]), fitted.transform_y(views.Y[few[:, 1]])
+                parts["teacher"] = SameTeacher(*embeddings)
             record = train_heads(
                 head_x,
                 head_y,
@@ -169,7 +174,7 @@ class TrainedAligner(CallbackSupportMixin, BaseAligner):
                 announce=announce,
                 report=report,
                 checkpoint=checkpoint,
-                generators=generators,
+                parts=parts,
             )
         vars(self).update(attributes(record))
         if steps and not lent:

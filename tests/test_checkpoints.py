@@ -214,6 +214,24 @@ def test_ctrl_c_keeps_the_best_state_and_the_checkpoint(data, tmp_path, death):
     assert_same_fit(fitted(kept_in(tmp_path), data), expected, data)
 
 
+def test_another_teacher_after_ctrl_c_is_told_of(data, tmp_path, death):
+    aligner = SOTAlignTransformer(ContrastiveTeacher(max_iter=20), **_SETTINGS)
+    death.left, death.error = 10, KeyboardInterrupt
+    with pytest.warns(ConvergenceWarning, match="interrupted after 10 of 20 steps"):
+        fitted(kept_in(tmp_path, aligner), data)
+    with pytest.raises(ValueError, match="training of the teacher was interrupted, delete the file.*elsewhere"):
+        fitted(kept_in(tmp_path, aligner), data)
+
+
+def test_a_flow_after_one_that_was_stopped_by_ctrl_c_is_not_gone_on_with(data, tmp_path, death):
+    aligner = clone(TRAINED["BridgeFlow"]).set_params(inverse=True)
+    expected = fitted(clone(aligner), data)
+    death.left, death.error = 5, KeyboardInterrupt
+    with pytest.warns(ConvergenceWarning, match="interrupted after 5 of 8 steps"):
+        fitted(kept_in(tmp_path, aligner), data)
+    assert_same_fit(fitted(kept_in(tmp_path, aligner), data), expected, data)
+
+
 @pytest.mark.skipif(not has_callbacks, reason="callbacks came with scikit-learn 1.9")
 def test_a_callback_that_stops_does_so_again_and_without_it_training_goes_on(data, tmp_path):
     class Stop:
@@ -456,7 +474,7 @@ def test_code_that_changed_is_told_of(data, tmp_path, death, monkeypatch):
     death.after(5, aligner, data)
     monkeypatch.setitem(globals(), "WIDTH", 6)
     with pytest.raises(
-        ValueError, match="(?s)does not fit the heads or the optimizer .* delete the file .*size mismatch for 0.weight"
+        ValueError, match="(?s)does not fit what is to be trained.* delete the file .*size mismatch for 0.weight"
     ):
         fitted(aligner, data)
 

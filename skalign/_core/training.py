@@ -79,12 +79,12 @@ def train_heads(
     announce: Callable,
     report: Callable,
     checkpoint=None,
-    generators=None,
+    parts=None,
 ) -> TrainingRecord:
     """Minimise an objective over both heads, in place.
 
-    See `descend`, of which this is the form for two heads. `generators` are those, by name, that heads and optimizer may
-    draw from.
+    See `descend`, of which this is the form for two heads. `parts` are those, by name, that a checkpoint keeps beyond what is
+    seen here.
     """
     device = views.A.device
 
@@ -98,10 +98,10 @@ def train_heads(
         generator = torch.Generator().manual_seed(seed)
         parameters = [*head_x.parameters(), *head_y.parameters(), *objective.to(device).parameters()]
         draw, samplers = _batches(views, objective.takes_unpaired, batch_size, batch_size_unpaired, generator)
-        parts = {"head_x": head_x, "head_y": head_y, "objective": objective, **samplers, **(generators or {})}
+        seen = {"head_x": head_x, "head_y": head_y, "objective": objective, **samplers}
         if views.held_out is not None:
             head_x.train(), head_y.train()  # as a look leaves them, so that a training that is resumed has them alike
-        return parameters, lambda: objective(embed_x, embed_y, draw()), parts
+        return parameters, lambda: objective(embed_x, embed_y, draw()), seen | (parts or {})
 
     look = None
     if views.held_out is not None:

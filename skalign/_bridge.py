@@ -13,6 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from ._arrays import like_input, resolve_device, to_tensor
 from ._base import BaseAligner, all_or_nothing
+from ._checkpoints import CHECKPOINT_CONSTRAINTS, Checkpoint
 from ._classes import classes_of
 from ._core.bridges import COSTS, choose, fit_cost
 from ._core.couplings import (
@@ -138,6 +139,11 @@ class BridgeFlow(BaseAligner):
         Share of the pairs held out if `early_stopping`. Pairs that share a row stay together.
     n_iter_no_change : int, default=500
         Patience of `early_stopping`, in steps.
+    checkpoint_dir : str or path-like, default=None
+        Folder in which the state of the training is kept, so that a `fit` that was killed goes on where it was when the
+        same line runs again; see :class:`SOTAlignTransformer`. Costs and plan are computed again.
+    checkpoint_interval : int, default=100
+        Steps between two checkpoints.
     device : str or torch.device, default="auto"
         "auto" is CUDA if it is there, else the CPU. Fitted attributes are NumPy arrays wherever it ran.
     random_state : int, RandomState instance or None, default=None
@@ -217,6 +223,7 @@ class BridgeFlow(BaseAligner):
         "hidden_layer_sizes": ["array-like"],
         "ema": [Interval(Real, 0, 1, closed="left")],
         **TRAINING_CONSTRAINTS,
+        **CHECKPOINT_CONSTRAINTS,
     }
     # with metadata routing on, labels reach fit without further requests, as the pairs do
     __metadata_request__fit = {"labels_x": True, "labels_y": True}
@@ -250,6 +257,8 @@ class BridgeFlow(BaseAligner):
         early_stopping=False,
         validation_fraction=0.1,
         n_iter_no_change=500,
+        checkpoint_dir=None,
+        checkpoint_interval=100,
         device="auto",
         random_state=None,
         verbose=0,
@@ -280,6 +289,8 @@ class BridgeFlow(BaseAligner):
         self.early_stopping = early_stopping
         self.validation_fraction = validation_fraction
         self.n_iter_no_change = n_iter_no_change
+        self.checkpoint_dir = checkpoint_dir
+        self.checkpoint_interval = checkpoint_interval
         self.device = device
         self.random_state = random_state
         self.verbose = verbose
@@ -308,7 +319,10 @@ class BridgeFlow(BaseAligner):
         """
         labelled = labels_x is not None or labels_y is not None
         views = self._judge(X, Y, paired_idx, X_unpaired, Y_unpaired, required=not labelled)
-        device, rng = resolve_device(self.device), check_random_state(self.random_state)
+        device = resolve_device(self.device)
+        labels = [None if given is None else np.asarray(given) for given in (labels_x, labels_y)]
+        checkpoint = Checkpoint.of(self, views, device, labels)
+        rng = check_random_state(self.random_state if checkpoint is None else checkpoint.random_state)
         pairs, held_out = hold_out(views.pairs, self.validation_fraction if self.early_stopping else None, rng)
         members = judge_labels(views, held_out, labels_x, labels_y) if labelled else ([], [])
         self.x_mean_, self.x_scale_ = mean_and_scale(views.X, views.X_pool)
@@ -355,12 +369,15 @@ class BridgeFlow(BaseAligner):
             prepared = (lambda rows: tensor(self._prepared_x(rows))), (lambda rows: tensor(self._prepared_y(rows)))
             held = held_out_rows(views, held_out, views.X_unpaired, views.Y_unpaired, *prepared)
         self.source_ = fit_source(kind, some_x, *_joined(A, B, U, partners, rng), self.n_draws, rng)
-        self.flow_, record = self._fit_flow(X, Y, draw, self.source_, held, rng)
+        self.flow_, record = self._fit_flow(X, Y, draw, self.source_, held, rng, draw, checkpoint)
         self.loss_curve_, self.n_iter_, self.best_iter_ = record.curves, record.n_iter, record.best_iter
         if self.inverse:
             back = None if held is None else (held[1], held[0], held[2][:, ::-1])
             self.inverse_source_ = fit_source(kind, some_y, *_joined(B, A, V, back_partners, rng), self.n_draws, rng)
-            self.inverse_flow_, _ = self._fit_flow(Y, X, lambda n: draw(n)[::-1], self.inverse_source_, back, rng)
+            checkpoint = Checkpoint.of(self, views, device, labels, rng)  # as the first flow has left it
+            self.inverse_flow_, _ = self._fit_flow(
+                Y, X, lambda n: draw(n)[::-1], self.inverse_source_, back, rng, draw, checkpoint
+            )
         return self
 
     def _fit_plan(self, A, B, groups, means, U, V, some_x, some_y, rng):
@@ -376,13 +393,13 @@ class BridgeFlow(BaseAligner):
         )
         self.coupling_ = self._couple(U, V, some_x, some_y, rng)
 
-    def _fit_flow(self, X, Y, draw, source, held_out, rng):
-        """Weights of a velocity trained on couples of rows of X and of Y, and what happened."""
+    def _fit_flow(self, X, Y, draw, source, held_out, rng, sampler, checkpoint):
+        """Weights of a velocity trained on couples of rows of X and of Y, which come from a sampler, and what happened."""
         seed, seed_batches = rng.randint(2**31 - 1, size=2).tolist()
         d_seen = Y.shape[1] if "coef" in source else X.shape[1]
         velocity = Velocity(d_seen, Y.shape[1], _check_widths(self.hidden_layer_sizes), seed).to(X.device)
         progress = progress_bar(self.verbose, type(self).__name__, self.max_iter)
-        with progress as report, undisturbed(X.device, seed_batches):
+        with progress as report, undisturbed(X.device, seed_batches) as generators:
             record = train_flow(
                 velocity,
                 source,
@@ -401,6 +418,8 @@ class BridgeFlow(BaseAligner):
                 max_iter=self.max_iter,
                 n_iter_no_change=self.n_iter_no_change,
                 report=report,
+                checkpoint=checkpoint,
+                parts={"sampler": sampler, "rng": rng, **generators},
             )
         warn_of_ending(record, self.max_iter)
         return to_arrays(velocity.state_dict()), record

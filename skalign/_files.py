@@ -61,6 +61,7 @@ _FROM_SCIKIT_LEARN = {  # all their state is arrays, numbers and strings
     "sklearn.random_projection.GaussianRandomProjection",
 }
 _PARTS = {"skalign._core.hubness.LocalScaling", "skalign.baselines._sue._SpectralEmbedding"}
+_FOLDERS = {"memory", "checkpoint_dir"}  # parameters that name one of this machine, which a fit would read and write
 # the only classes a file may name, by their last name
 _CLASSES = {name.rpartition(".")[2]: name for name in _ALIGNERS | _FROM_SCIKIT_LEARN | _PARTS}
 
@@ -268,8 +269,8 @@ def _encode(value, name, arrays):
     state = value._asdict() if isinstance(value, tuple) else dict(value.__getstate__())
     for matter_of_fit in ("_metadata_request", "_skl_callbacks"):  # how arguments are passed on, and who listens
         state.pop(matter_of_fit, None)
-    if "memory" in state:
-        state["memory"] = None  # a folder of this machine, whose pickles a fit would load
+    for folder in _FOLDERS & state.keys():
+        state[folder] = None
     return {"class": public, "state": _encode_items(state, name, arrays)}
 
 
@@ -351,8 +352,9 @@ def _build(cls, state, n_numbers):
     if missing:
         raise ValueError(f"{cls.__name__} lacks {', '.join(sorted(missing))}")
     hidden = sorted(name for name in state.keys() - parameters if hasattr(cls, name))
-    if hidden or state.get("memory") is not None:
-        raise ValueError(f"{cls.__name__} has no attribute {', '.join(hidden) or 'memory'} of its own in a file")
+    hidden += sorted(name for name in _FOLDERS if state.get(name) is not None)
+    if hidden:
+        raise ValueError(f"{cls.__name__} has no attribute {', '.join(hidden)} of its own in a file")
     if "device" in state:
         state["device"] = _device_here(state["device"])
     instance.__setstate__(state)

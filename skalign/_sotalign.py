@@ -43,6 +43,9 @@ _SHARED = (  # settings that SOTAlign hands on to its second stage as they are
     "batch_size",
     "batch_size_unpaired",
     "early_stopping",
+    "warm_start",
+    "checkpoint_dir",
+    "checkpoint_interval",
     "device",
     "random_state",
     "verbose",
@@ -117,6 +120,14 @@ class SOTAlignTransformer(TrainedAligner):
         Share of the pairs held out if `early_stopping`. Pairs that share a row stay together.
     n_iter_no_change : int, default=100
         Patience of `early_stopping`, in steps.
+    warm_start : bool, default=False
+        Start from the heads of the `fit` before, if there is one, on other rows or with other settings. `head`,
+        `n_components` and the columns of the views must be those they were; `init` and `teacher_weight` do nothing then.
+    checkpoint_dir : str or path-like, default=None
+        Folder, made if need be, in which the whole state of the training is kept: when a `fit` was killed, the same line
+        goes on where it was and ends as if it had not been, on the CPU bit by bit. See the notes.
+    checkpoint_interval : int, default=100
+        Steps between two checkpoints; one comes after the first step and one after the last, too.
     device : str or torch.device, default="auto"
         "auto" is CUDA if it is there, else the CPU. Fitted attributes are NumPy arrays wherever it ran.
     random_state : int, RandomState instance or None, default=None
@@ -149,6 +160,8 @@ class SOTAlignTransformer(TrainedAligner):
     ConvergenceWarning
         If plans missed their tolerance, a step made the weights infinite, or `fit` was interrupted by Ctrl-C. The
         estimator is fitted all the same, with the best state so far.
+    UserWarning
+        If a checkpoint later than the first could not be written. Training goes on.
 
     Notes
     -----
@@ -156,6 +169,16 @@ class SOTAlignTransformer(TrainedAligner):
     Each step is a task, numbered from 0 by ``context.task_id``, after which ``estimator.loss_curve_`` holds the curves so far
     and `fitted_estimator` is what stopping there would give; ``on_fit_task_end`` stops the training by returning True.
     Monitors hand ``paired_idx`` to their scorers.
+
+    A file in `checkpoint_dir` is named after a fingerprint of the parameters (without `verbose`, `device` and those of the
+    checkpoints), the pairs, up to 100,000 rows of each array, evenly spaced, the version of skalign and the kind of device.
+    So the fits of a search share a folder, and what differs in any of these starts anew and is never mixed. The file takes
+    the place of the former one when it is whole, holds tensors and numbers alone, and stays when the fit has ended: the same
+    line then has its result without training. To train again, delete the file. Without `random_state`, the seed that was
+    drawn is kept in it, too. When Ctrl-C or a callback has stopped a training, the same line goes on from the last
+    checkpoint; callbacks number the steps of a run from 0, and ``estimator.n_iter_`` those of the training. The teacher is
+    fitted again, and keeps checkpoints if it has a `checkpoint_dir` of its own. A head or optimizer of your own must have a
+    name that can be pickled, and keep its state in `state_dict`.
 
     References
     ----------
@@ -171,6 +194,16 @@ class SOTAlignTransformer(TrainedAligner):
     >>> F = aligner.fit_transform(data.X, data.Y, paired_idx=data.paired_idx)
     >>> F.shape
     (300, 20)
+
+    What was killed goes on where it was, and what has ended is not trained again:
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     aligner = SOTAlignTransformer(max_iter=50, random_state=0, checkpoint_dir=folder)
+    ...     first = aligner.fit(data.X, data.Y, data.paired_idx).x_coef_
+    ...     again = aligner.fit(data.X, data.Y, data.paired_idx).x_coef_
+    >>> bool((first == again).all())
+    True
     """
 
     _parameter_constraints: dict = {
@@ -215,6 +248,9 @@ class SOTAlignTransformer(TrainedAligner):
         early_stopping=False,
         validation_fraction=0.1,
         n_iter_no_change=100,
+        warm_start=False,
+        checkpoint_dir=None,
+        checkpoint_interval=100,
         device="auto",
         random_state=None,
         verbose=0,
@@ -243,6 +279,9 @@ class SOTAlignTransformer(TrainedAligner):
         self.early_stopping = early_stopping
         self.validation_fraction = validation_fraction
         self.n_iter_no_change = n_iter_no_change
+        self.warm_start = warm_start
+        self.checkpoint_dir = checkpoint_dir
+        self.checkpoint_interval = checkpoint_interval
         self.device = device
         self.random_state = random_state
         self.verbose = verbose
@@ -271,14 +310,17 @@ class SOTAlignTransformer(TrainedAligner):
         Raises
         ------
         ValueError
-            If a view is not finite, the pairs are not legal, or the device is not there.
+            If a view is not finite, the pairs are not legal, the device is not there, the fitted heads of a `warm_start` are
+            of other sizes, a checkpoint is damaged, or what is to be trained cannot be kept in one.
+        OSError
+            If `checkpoint_dir` cannot be written to.
         """
         views = self._judge(X, Y, paired_idx, X_unpaired, Y_unpaired)
         self.teacher_ = None
 
-        def fit_teacher(pairs):
+        def fit_teacher(pairs, random_state):
             teacher = CCATeacher() if self.teacher is None else clone(self.teacher)
-            self.teacher_ = fit_within(teacher, views, pairs, self.random_state)
+            self.teacher_ = fit_within(teacher, views, pairs, random_state)
             return self.teacher_
 
         divergence = Divergence(
@@ -364,6 +406,13 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
         Rows per step from the unpaired rows of X and of Y.
     early_stopping : bool, default=False
         Hold 10 % of the pairs out, stop when their recall no longer rises, keep the best state.
+    warm_start : bool, default=False
+        Start from the heads of the `fit` before, if there is one; `teacher_weight` does nothing then.
+    checkpoint_dir : str or path-like, default=None
+        Folder in which the state of the training is kept, so that a `fit` that was killed goes on where it was when the
+        same line runs again; see :class:`SOTAlignTransformer`.
+    checkpoint_interval : int, default=100
+        Steps between two checkpoints.
     device : str or torch.device, default="auto"
         "auto" is CUDA if it is there, else the CPU.
     random_state : int, RandomState instance or None, default=None
@@ -443,6 +492,9 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
         batch_size=2048,
         batch_size_unpaired=1024,
         early_stopping=False,
+        warm_start=False,
+        checkpoint_dir=None,
+        checkpoint_interval=100,
         device="auto",
         random_state=None,
         verbose=0,
@@ -466,6 +518,9 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
         self.batch_size = batch_size
         self.batch_size_unpaired = batch_size_unpaired
         self.early_stopping = early_stopping
+        self.warm_start = warm_start
+        self.checkpoint_dir = checkpoint_dir
+        self.checkpoint_interval = checkpoint_interval
         self.device = device
         self.random_state = random_state
         self.verbose = verbose
@@ -502,6 +557,10 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
             settings["teacher_weight"] = _TEACHER_WEIGHT if len(views.X_unpaired) + len(views.Y_unpaired) else 1.0
         aligner = SOTAlignTransformer(teacher=self._teacher(), **settings)
         aligner._steps = steps
+        if self.warm_start and hasattr(self, "aligner_"):
+            vars(aligner).update(
+                {name: getattr(self.aligner_, name) for name in ("x_head_", "y_head_", "n_components_")}
+            )
         aligner.fit(
             _apply(self.x_transformer_, views.X),
             _apply(self.y_transformer_, views.Y),

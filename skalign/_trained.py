@@ -15,6 +15,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from ._arrays import resolve_device, to_tensor
 from ._base import BaseAligner, all_or_nothing, warn_zero_rows
 from ._callbacks import CallbackSupportMixin, Steps
+from ._checkpoints import CHECKPOINT_CONSTRAINTS, Checkpoint, SameTeacher
 from ._core.heads import HEADS, build_head, draw_back, n_weights, start_from
 from ._core.layers import UnitRows
 from ._core.objectives import PairsAndTeacher
@@ -23,6 +24,7 @@ from ._core.training import OPTIMIZERS, TrainingViews, embed, train_heads, undis
 from ._pairs import group_pairs
 
 _MAX_DIMENSION = 1024  # of the shared space by default, as in the paper
+_FEW = 100  # pairs by which a teacher is known again
 LOOK_EVERY = 10  # steps between two looks at the held-out pairs
 _DISTRACTORS = (
     2000  # unpaired rows of each view among which held-out pairs must be found; without, few pairs tell little
@@ -53,7 +55,9 @@ class TrainedAligner(CallbackSupportMixin, BaseAligner):
         "head": [StrOptions(set(HEADS)), callable],
         "normalize": ["boolean"],
         "center": [StrOptions({"pairs", "all"})],
+        "warm_start": ["boolean"],
         **TRAINING_CONSTRAINTS,
+        **CHECKPOINT_CONSTRAINTS,
     }
 
     def _train(
@@ -61,24 +65,29 @@ class TrainedAligner(CallbackSupportMixin, BaseAligner):
     ):
         """Train both heads and store them as NumPy arrays.
 
-        ``objective(data)`` makes the objective for `TrainingViews`. ``teacher(pairs)`` fits the teacher, if there is one, on
-        the training pairs and returns it; heads that start there go back by `teacher_weight` of their way in the end. The
-        data hold the unpaired rows only `with_unpaired`. Callbacks see the steps, those of `_steps` if somebody lent us some.
+        ``objective(data)`` makes the objective for `TrainingViews`. ``teacher(pairs, random_state)`` fits the teacher, if
+        there is one, on the training pairs and returns it; heads that start there go back by `teacher_weight` of their way
+        in the end. The data hold the unpaired rows only `with_unpaired`. Callbacks see the steps, those of `_steps` if
+        somebody lent us some.
         """
         lent = vars(self).pop("_steps", None)
         steps = lent or Steps.of(self, views, self.max_iter)
         device = resolve_device(self.device)
-        rng = check_random_state(self.random_state)
+        former = (self.x_head_, self.y_head_) if self.warm_start and hasattr(self, "x_head_") else None
+        checkpoint = Checkpoint.of(self, views, device, former)
+        random_state = self.random_state if checkpoint is None else checkpoint.random_state
+        rng = check_random_state(random_state)
         pairs, held_out = hold_out(views.pairs, self.validation_fraction if self.early_stopping else None, rng)
         seed_x, seed_y, seed_batches = rng.randint(2**31 - 1, size=3).tolist()
         self._fit_means(views)
         self.head_ = self.head
         if teacher is None:
             warn_zero_rows(views, depth=1)
-        fitted = None if teacher is None else teacher(pairs)
-        at_teacher = fitted is not None and self._starts_from(fitted)
-        limit = min(self.n_features_in_, self.n_features_in_y_, _MAX_DIMENSION)
-        self.n_components_ = self.n_components or (fitted.n_components_ if at_teacher else limit)
+        fitted = None if teacher is None else teacher(pairs, random_state)
+        at_teacher = former is None and fitted is not None and self._starts_from(fitted)
+        if former is None or self.n_components is not None:  # else that of the former heads
+            limit = min(self.n_features_in_, self.n_features_in_y_, _MAX_DIMENSION)
+            self.n_components_ = self.n_components or (fitted.n_components_ if at_teacher else limit)
         head_x = build_head(self.head_, self.n_features_in_, self.n_components_, seed_x)
         head_y = build_head(self.head_, self.n_features_in_y_, self.n_components_, seed_y)
 
@@ -86,6 +95,9 @@ class TrainedAligner(CallbackSupportMixin, BaseAligner):
             self._start(head_x, fitted, "x")
             self._start(head_y, fitted, "y")
             starts = copy.deepcopy((head_x, head_y))
+        elif former is not None:
+            _go_on_from(head_x, former[0], "X")
+            _go_on_from(head_y, former[1], "Y")
 
         def tensor_x(rows):
             return to_tensor(self._prepared_x(rows), device, torch.float32)
@@ -111,7 +123,7 @@ class TrainedAligner(CallbackSupportMixin, BaseAligner):
         data = TrainingViews(
             A=tensor_x(views.X[pairs[:, 0]]),
             B=tensor_y(views.Y[pairs[:, 1]]),
-            pairs=torch.as_tensor(pairs, device=device),
+            pairs=to_tensor(pairs, device),
             held_out=held,
             **unpaired,
         )
@@ -139,7 +151,11 @@ class TrainedAligner(CallbackSupportMixin, BaseAligner):
         optimizer = OPTIMIZERS[self.optimizer] if isinstance(self.optimizer, str) else self.optimizer
         progress = progress_bar(self.verbose, type(self).__name__, self.max_iter)
         draws = callable(self.head_) or callable(self.optimizer)  # what a user gives may, as dropout does
-        with progress as show, undisturbed(device, seed_batches if draws else None):
+        with progress as show, undisturbed(device, seed_batches if draws else None) as parts:
+            if checkpoint is not None and fitted is not None:
+                few = pairs[:_FEW]
+                embeddings = fitted.transform(views.X[few[:, 0]]), fitted.transform_y(views.Y[few[:, 1]])
+                parts["teacher"] = SameTeacher(*embeddings)
             record = train_heads(
                 head_x,
                 head_y,
@@ -157,6 +173,8 @@ class TrainedAligner(CallbackSupportMixin, BaseAligner):
                 seed=seed_batches,
                 announce=announce,
                 report=report,
+                checkpoint=checkpoint,
+                parts=parts,
             )
         vars(self).update(attributes(record))
         if steps and not lent:
@@ -200,7 +218,7 @@ class TrainedAligner(CallbackSupportMixin, BaseAligner):
         if not callable(self.head_) and n_given != n_weights(self.head_, d_in, self.n_components_):  # of a forged file
             raise ValueError(f"a {self.head_} head of {d_in} by {self.n_components_} does not hold {n_given} numbers")
         head = build_head(self.head_, d_in, self.n_components_, seed=0)
-        head.load_state_dict({name: torch.as_tensor(np.array(array)) for name, array in state.items()})
+        load_arrays(head, state)
         return head
 
     def _layers(self, view):
@@ -272,6 +290,13 @@ class ContrastiveTeacher(TrainedAligner):
         Share of the pairs held out if `early_stopping`.
     n_iter_no_change : int, default=100
         Patience of `early_stopping`, in steps.
+    warm_start : bool, default=False
+        Start from the heads of the `fit` before, if there is one; see :class:`SOTAlignTransformer`.
+    checkpoint_dir : str or path-like, default=None
+        Folder in which the state of the training is kept, so that a `fit` that was killed goes on where it was when the
+        same line runs again; see :class:`SOTAlignTransformer`.
+    checkpoint_interval : int, default=100
+        Steps between two checkpoints.
     device : str or torch.device, default="auto"
         "auto" is CUDA if it is there, else the CPU.
     random_state : int, RandomState instance or None, default=None
@@ -329,6 +354,9 @@ class ContrastiveTeacher(TrainedAligner):
         early_stopping=False,
         validation_fraction=0.1,
         n_iter_no_change=100,
+        warm_start=False,
+        checkpoint_dir=None,
+        checkpoint_interval=100,
         device="auto",
         random_state=None,
         verbose=0,
@@ -346,6 +374,9 @@ class ContrastiveTeacher(TrainedAligner):
         self.early_stopping = early_stopping
         self.validation_fraction = validation_fraction
         self.n_iter_no_change = n_iter_no_change
+        self.warm_start = warm_start
+        self.checkpoint_dir = checkpoint_dir
+        self.checkpoint_interval = checkpoint_interval
         self.device = device
         self.random_state = random_state
         self.verbose = verbose
@@ -412,6 +443,23 @@ def two(sizes):
     return int(sizes[0]), int(sizes[1])
 
 
+def _go_on_from(head, state, view):
+    """Give a head the weights of a former fit."""
+    try:
+        load_arrays(head, state)
+    except RuntimeError as error:
+        raise ValueError(
+            f"warm_start=True goes on from the fitted heads, but the weights of that of {view} do not fit the one now asked "
+            "for. Keep `head`, `n_components` and the columns of both views, or set warm_start=False. torch says: "
+            f"{error}"
+        ) from error
+
+
+def load_arrays(head, state):
+    """The other way round than `to_arrays`."""
+    head.load_state_dict({name: torch.as_tensor(np.array(array)) for name, array in state.items()})
+
+
 def _drawn_back(state, start, weight):
     """The state of a trained head, moved towards the head it started as."""
     head = copy.deepcopy(start)
@@ -461,6 +509,6 @@ def progress_bar(verbose, name, max_iter):
             if record.curves.get("validation"):
                 shown["validation recall"] = f"{record.curves['validation'][-1]:.3f}"
             bar.set_postfix(shown, refresh=False)
-            bar.update()
+            bar.update(record.n_iter - bar.n)  # which is more than one where a training is resumed
 
         yield show

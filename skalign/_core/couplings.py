@@ -191,6 +191,15 @@ class MixedSampler:
         self.n_pairs, self.others, self.share = n_pairs, others, share
         self.pairs = PairSampler(n_pairs, rng)
 
+    def state_dict(self):
+        """The couples still to come in the epochs of its samplers, as torch's modules give their state."""
+        return {name: sampler.queue for name, sampler in vars(self).items() if hasattr(sampler, "queue")}
+
+    def load_state_dict(self, state):
+        """Be what gave this `state_dict`."""
+        for name, queue in state.items():
+            vars(self)[name].queue = np.asarray(queue)
+
     def __call__(self, size):
         n_known = size if self.others is None else round(self.share * size) if self.n_pairs else 0
         if n_known == size:

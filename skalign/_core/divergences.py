@@ -1,5 +1,7 @@
 """Divergences between student and teacher affinities, by name, from unit rows. Knows torch, knows nothing of estimators."""
 
+from torch import nn
+
 from .klot import klot, klot_from_features
 from .losses import cka, info_nce
 
@@ -7,7 +9,7 @@ DIVERGENCES = ("klot", "info_nce", "cka")
 _DENSE_ENTRIES = 1 << 26  # n * m up to which KLOT holds its matrices: up to 3 times as fast, in 3 to 4 of 268 MB
 
 
-class Divergence:
+class Divergence(nn.Module):
     """``divergence(F, G, F_teacher, G_teacher)`` as a scalar; for KLOT it remembers the worst marginal errors.
 
     worst_error : dict of str to float, the largest L1 marginal error of the "student" and of the "teacher" plan so far.
@@ -15,19 +17,20 @@ class Divergence:
     """
 
     def __init__(self, name, epsilon, epsilon_teacher, *, tol, tol_teacher, max_iter):
+        super().__init__()
         self.name, self.epsilon, self.epsilon_teacher = name, epsilon, epsilon_teacher
         self.options = {"tol": tol, "tol_teacher": tol_teacher, "max_iter": max_iter}
         self.worst_error = {"student": 0.0, "teacher": 0.0}
         self.n_unconverged = {"student": 0, "teacher": 0}
         self._former = {}
 
-    def __call__(self, F, G, F_teacher, G_teacher, same_rows=False):
+    def forward(self, F, G, F_teacher, G_teacher, same_rows=False):
         """`same_rows` says that the rows are those of the call before, so that its potentials are a good start."""
         if self.name == "cka":
             return cka(F, G, F_teacher, G_teacher)
         if self.name == "info_nce":
             return info_nce(F @ G.T, F_teacher @ G_teacher.T, self.epsilon, self.epsilon_teacher)
-        start = self._former if same_rows else {}
+        start = {name: g.to(F.device) for name, g in self._former.items()} if same_rows else {}
         if len(F) * len(G) <= _DENSE_ENTRIES:
             function, views = klot, (F @ G.T, F_teacher @ G_teacher.T)
         else:
@@ -38,3 +41,13 @@ class Divergence:
             self.worst_error[who] = max(self.worst_error[who], result.error)
             self.n_unconverged[who] += not result.converged
         return value
+
+    def get_extra_state(self):
+        """What torch's `state_dict` is to hold."""
+        return {"worst_error": self.worst_error, "n_unconverged": self.n_unconverged, "former": self._former}
+
+    def set_extra_state(self, state):
+        """What `get_extra_state` gave; who holds the errors sees them change."""
+        self.worst_error.update(state["worst_error"])
+        self.n_unconverged.update(state["n_unconverged"])
+        self._former = state["former"]

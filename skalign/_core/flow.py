@@ -126,11 +126,11 @@ def follow(weights, source, rows, n_steps, device, generator=None):
     return torch.cat(ends)
 
 
-def train_flow(velocity, source, X, Y, draw, *, batch_size, ema, seed, n_steps, held_out, **settings):
+def train_flow(velocity, source, X, Y, draw, *, batch_size, ema, seed, n_steps, held_out, parts=None, **settings):
     """Train a velocity in place on couples of rows of X and Y, and leave the moving average of its weights in it.
 
     ``draw(n)`` returns rows (of X, of Y) of n couples; `held_out` is None, or rows of X and of Y and the pairs (q, 2) among
-    them; `settings` are those of :func:`descend`. Returns its record.
+    them; `parts` are those, by name, whose state `draw` changes; `settings` are those of :func:`descend`. Returns its record.
     """
     source = Source(source, X.device, X.dtype)
 
@@ -155,8 +155,9 @@ def train_flow(velocity, source, X, Y, draw, *, batch_size, ema, seed, n_steps, 
             found = source.answer(averaged.module, held_out[0], n_steps)
         return float(recalls(found.cpu().numpy(), held_out[1].cpu().numpy(), held_out[2]).mean())
 
+    parts = {"velocity": velocity, "averaged": averaged, "generator": generator, **(parts or {})}
     record = descend(
-        lambda: (list(velocity.parameters()), terms),
+        lambda: (list(velocity.parameters()), terms, parts),
         (averaged,),
         ["loss"],
         look=None if held_out is None else recall,

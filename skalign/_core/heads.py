@@ -55,12 +55,18 @@ def n_weights(kind, d_in, d_out):
 
 @contextlib.contextmanager
 def random_numbers(seed, devices=()):
-    """torch's global random numbers, from this seed, for one thread at a time; their state is put back."""
+    """torch's global random numbers, from this seed, for one thread at a time; their state is put back.
+
+    Yields their generators by name.
+    """
     with _ONE_THREAD, torch.random.fork_rng(devices):
-        torch.default_generator.manual_seed(seed)
+        generators = {"torch": torch.default_generator}
         if devices:
-            torch.cuda.manual_seed(seed)
-        yield
+            index = devices[0].index
+            generators["cuda"] = torch.cuda.default_generators[torch.cuda.current_device() if index is None else index]
+        for generator in generators.values():
+            generator.manual_seed(seed)
+        yield generators
 
 
 def start_from(head, coef, intercept):

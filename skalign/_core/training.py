@@ -51,6 +51,14 @@ class TrainingRecord:
     best_iter: int | None = None
     ended: str = "completed"  # or "stopped early", "interrupted", "diverged"
 
+    def state_dict(self):
+        """All of it, as torch's modules give theirs."""
+        return dict(vars(self))
+
+    def load_state_dict(self, state):
+        """Be what gave this `state_dict`."""
+        vars(self).update(state)
+
 
 def train_heads(
     head_x,
@@ -70,10 +78,13 @@ def train_heads(
     seed: int,
     announce: Callable,
     report: Callable,
+    checkpoint=None,
+    parts=None,
 ) -> TrainingRecord:
     """Minimise an objective over both heads, in place.
 
-    See `descend`, of which this is the form for two heads.
+    See `descend`, of which this is the form for two heads. `parts` are those, by name, that a checkpoint keeps beyond what is
+    seen here.
     """
     device = views.A.device
 
@@ -86,8 +97,11 @@ def train_heads(
     def prepare():
         generator = torch.Generator().manual_seed(seed)
         parameters = [*head_x.parameters(), *head_y.parameters(), *objective.to(device).parameters()]
-        draw = _batches(views, objective.takes_unpaired, batch_size, batch_size_unpaired, generator)
-        return parameters, lambda: objective(embed_x, embed_y, draw())
+        draw, samplers = _batches(views, objective.takes_unpaired, batch_size, batch_size_unpaired, generator)
+        seen = {"head_x": head_x, "head_y": head_y, "objective": objective, **samplers}
+        if views.held_out is not None:
+            head_x.train(), head_y.train()  # as a look leaves them, so that a training that is resumed has them alike
+        return parameters, lambda: objective(embed_x, embed_y, draw()), seen | (parts or {})
 
     look = None
     if views.held_out is not None:
@@ -106,6 +120,7 @@ def train_heads(
         validation_interval=validation_interval,
         announce=announce,
         report=report,
+        checkpoint=checkpoint,
     )
 
 
@@ -126,22 +141,26 @@ def descend(
     announce=lambda: None,
     clip=None,
     after_step=lambda: None,
+    checkpoint=None,
 ) -> TrainingRecord:
     """Take steps down a loss; whatever ends them, `modules` are left in the state that the record keeps.
 
-    ``prepare()`` returns the parameters to train and a function that computes the terms of the next batch, among them
-    "loss"; ``look()`` is the score of `modules` on held-out data, or None; `clip` bounds the norm of the gradient; and
-    ``after_step()`` is called when the parameters have moved. ``announce()`` is called before every step and
-    ``report(record)`` after it; if that returns something true, training stops early.
+    ``prepare()`` returns the parameters to train, a function that computes the terms of the next batch, among them "loss",
+    and by name all parts whose state a step changes: modules, samplers, generators. ``look()`` is the score of `modules` on
+    held-out data, or None; `clip` bounds the norm of the gradient; and ``after_step()`` is called when the parameters have
+    moved. ``announce()`` is called before every step and ``report(record)`` after it; if that returns something true,
+    training stops early. A `checkpoint` gives the parts the state of a training that was killed (``restore(parts)``, False
+    if there is none) and is offered theirs after every step.
     """
     record = TrainingRecord(_snapshot(*modules), {name: [] for name in names})
     try:
-        parameters, next_terms = prepare()
+        parameters, next_terms, parts = prepare()
         stepper = optimizer(parameters, lr=learning_rate, weight_decay=weight_decay)
         schedule = _warm_cosine(stepper, warmup, max_iter)
-        if look is not None:
-            best_score, record.best_iter = look(), 0
-            record.curves["validation"] = [best_score]
+        parts |= {"optimizer": stepper, "schedule": schedule, "record": record}
+        resumed = checkpoint is not None and checkpoint.restore(parts)
+        if look is not None and not resumed:
+            record.curves["validation"], record.best_iter = [look()], 0
         while record.ended == "completed" and record.n_iter < max_iter:
             announce()
             terms = next_terms()
@@ -163,14 +182,17 @@ def descend(
             for name, value in terms.items():
                 record.curves[name].append(float(value.detach()))
             if look is not None and _time_to_look(record.n_iter, validation_interval, max_iter):
-                score = look()
+                score, best = look(), max(record.curves["validation"])
                 record.curves["validation"].append(score)
-                if score > best_score:
-                    best_score, record.kept, record.best_iter = score, _snapshot(*modules), record.n_iter
+                if score > best:
+                    record.kept, record.best_iter = _snapshot(*modules), record.n_iter
                 elif record.n_iter - record.best_iter >= n_iter_no_change:
                     record.ended = "stopped early"
+            is_last = record.ended != "completed" or record.n_iter == max_iter
             if report(record):
                 record.ended = "stopped early"
+            elif checkpoint is not None:  # not where a listener stops: who resumes may listen to another
+                checkpoint.step(parts, record.n_iter, is_last)
     except KeyboardInterrupt:
         record.ended = "interrupted"
     for module, state in zip(modules, record.kept, strict=True):
@@ -195,11 +217,12 @@ def undisturbed(device, seed):
     """Gradients on, full precision, random numbers of our own; what the caller has set of these is put back.
 
     The seed is for what draws from torch's global state, and None if nothing does: then threads need not wait in turn.
+    Yields the generators it seeded, by name.
     """
     devices = [device] if device.type == "cuda" else []
-    numbers = contextlib.nullcontext() if seed is None else random_numbers(seed, devices)
-    with numbers, torch.enable_grad(), full_precision(device):
-        yield
+    numbers = contextlib.nullcontext({}) if seed is None else random_numbers(seed, devices)
+    with numbers as generators, torch.enable_grad(), full_precision(device):
+        yield generators
 
 
 class _Sampler:
@@ -209,6 +232,14 @@ class _Sampler:
         self.n_rows, self.batch_size = n_rows, min(batch_size, n_rows)
         self.generator, self.device = generator, device
         self.order = torch.empty(0, dtype=torch.long)
+
+    def state_dict(self):
+        """The rows still to come in this epoch."""
+        return {"order": self.order.clone()}  # alone, for it is a view of the whole epoch
+
+    def load_state_dict(self, state):
+        """Be what gave this `state_dict`."""
+        self.order = state["order"]
 
     @property
     def takes_all(self):
@@ -224,13 +255,15 @@ class _Sampler:
 
 
 def _batches(views, takes_unpaired, batch_size, batch_size_unpaired, generator):
-    """A function that draws the next `Batch`."""
+    """A function that draws the next `Batch`, and by name all whose state it depends on."""
     device = views.A.device
     for_objective = torch.Generator().manual_seed(generator.initial_seed())
     draw_pairs = _Sampler(len(views.A), batch_size, generator, device)
+    parts = {"generator": generator, "for_objective": for_objective, "draw_pairs": draw_pairs}
     if takes_unpaired:
         draw_x = _Sampler(len(views.X), batch_size_unpaired[0], generator, device)
         draw_y = _Sampler(len(views.Y), batch_size_unpaired[1], generator, device)
+        parts |= {"draw_x": draw_x, "draw_y": draw_y}
 
     def draw():
         at = draw_pairs()
@@ -243,7 +276,7 @@ def _batches(views, takes_unpaired, batch_size, batch_size_unpaired, generator):
         matches = _matches(views.pairs[at])
         return Batch(A=views.A[at], B=views.B[at], matches=matches, at=at, generator=for_objective, **unpaired)
 
-    return draw
+    return draw, parts
 
 
 def _matches(pairs):

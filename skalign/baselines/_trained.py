@@ -24,6 +24,7 @@ class _TrainedRival(TrainedAligner):
     head, normalize, center = "linear", True, "pairs"
     optimizer, warmup = "adamw", 0.1
     early_stopping, n_iter_no_change = False, 1
+    warm_start = False
     batch_size_unpaired = 0  # of those that draw none
     _uses_unpaired = True
 
@@ -35,6 +36,8 @@ class _TrainedRival(TrainedAligner):
             "weight_decay",
             "max_iter",
             "batch_size",
+            "checkpoint_dir",
+            "checkpoint_interval",
             "device",
             "random_state",
             "verbose",
@@ -92,6 +95,11 @@ class SAIL(_TrainedRival):
         Pairs per step; all of them if there are fewer.
     batch_size_unpaired : int or pair of int, default=1024
         Rows per step from the unpaired rows of X and of Y, if ``negatives="all"``.
+    checkpoint_dir : str or path-like, default=None
+        Folder in which the state of the training is kept, so that a `fit` that was killed goes on where it was when the
+        same line runs again; see :class:`skalign.SOTAlignTransformer`.
+    checkpoint_interval : int, default=100
+        Steps between two checkpoints.
     device : str or torch.device, default="auto"
         "auto" is CUDA if it is there, else the CPU.
     random_state : int, RandomState instance or None, default=None
@@ -143,6 +151,8 @@ class SAIL(_TrainedRival):
         max_iter=100,
         batch_size=2048,
         batch_size_unpaired=1024,
+        checkpoint_dir=None,
+        checkpoint_interval=100,
         device="auto",
         random_state=None,
         verbose=0,
@@ -154,6 +164,8 @@ class SAIL(_TrainedRival):
         self.max_iter = max_iter
         self.batch_size = batch_size
         self.batch_size_unpaired = batch_size_unpaired
+        self.checkpoint_dir = checkpoint_dir
+        self.checkpoint_interval = checkpoint_interval
         self.device = device
         self.random_state = random_state
         self.verbose = verbose
@@ -196,6 +208,11 @@ class STRUCTURE(_TrainedRival):
         Pairs per step; all of them if there are fewer.
     batch_size_unpaired : int or pair of int, default=1024
         Rows per step from the unpaired rows of X and of Y.
+    checkpoint_dir : str or path-like, default=None
+        Folder in which the state of the training is kept, so that a `fit` that was killed goes on where it was when the
+        same line runs again; see :class:`skalign.SOTAlignTransformer`.
+    checkpoint_interval : int, default=100
+        Steps between two checkpoints.
     device : str or torch.device, default="auto"
         "auto" is CUDA if it is there, else the CPU.
     random_state : int, RandomState instance or None, default=None
@@ -251,6 +268,8 @@ class STRUCTURE(_TrainedRival):
         max_iter=100,
         batch_size=2048,
         batch_size_unpaired=1024,
+        checkpoint_dir=None,
+        checkpoint_interval=100,
         device="auto",
         random_state=None,
         verbose=0,
@@ -264,6 +283,8 @@ class STRUCTURE(_TrainedRival):
         self.max_iter = max_iter
         self.batch_size = batch_size
         self.batch_size_unpaired = batch_size_unpaired
+        self.checkpoint_dir = checkpoint_dir
+        self.checkpoint_interval = checkpoint_interval
         self.device = device
         self.random_state = random_state
         self.verbose = verbose
@@ -297,6 +318,11 @@ class NNCLR(_TrainedRival):
         Training steps.
     batch_size : int, default=2048
         Pairs per step; all of them if there are fewer.
+    checkpoint_dir : str or path-like, default=None
+        Folder in which the state of the training is kept, so that a `fit` that was killed goes on where it was when the
+        same line runs again; see :class:`skalign.SOTAlignTransformer`.
+    checkpoint_interval : int, default=100
+        Steps between two checkpoints.
     device : str or torch.device, default="auto"
         "auto" is CUDA if it is there, else the CPU.
     random_state : int, RandomState instance or None, default=None
@@ -351,6 +377,8 @@ class NNCLR(_TrainedRival):
         weight_decay=1e-5,
         max_iter=100,
         batch_size=2048,
+        checkpoint_dir=None,
+        checkpoint_interval=100,
         device="auto",
         random_state=None,
         verbose=0,
@@ -363,6 +391,8 @@ class NNCLR(_TrainedRival):
         self.weight_decay = weight_decay
         self.max_iter = max_iter
         self.batch_size = batch_size
+        self.checkpoint_dir = checkpoint_dir
+        self.checkpoint_interval = checkpoint_interval
         self.device = device
         self.random_state = random_state
         self.verbose = verbose
@@ -402,6 +432,11 @@ class SCLIP(_TrainedRival):
         Pairs per step; all of them if there are fewer.
     batch_size_unpaired : int or pair of int, default=1024
         Rows per step from the unpaired rows of X and of Y.
+    checkpoint_dir : str or path-like, default=None
+        Folder in which the state of the training is kept, so that a `fit` that was killed goes on where it was when the
+        same line runs again; see :class:`skalign.SOTAlignTransformer`.
+    checkpoint_interval : int, default=100
+        Steps between two checkpoints.
     device : str or torch.device, default="auto"
         "auto" is CUDA if it is there, else the CPU.
     random_state : int, RandomState instance or None, default=None
@@ -457,6 +492,8 @@ class SCLIP(_TrainedRival):
         max_iter=100,
         batch_size=2048,
         batch_size_unpaired=1024,
+        checkpoint_dir=None,
+        checkpoint_interval=100,
         device="auto",
         random_state=None,
         verbose=0,
@@ -470,6 +507,8 @@ class SCLIP(_TrainedRival):
         self.max_iter = max_iter
         self.batch_size = batch_size
         self.batch_size_unpaired = batch_size_unpaired
+        self.checkpoint_dir = checkpoint_dir
+        self.checkpoint_interval = checkpoint_interval
         self.device = device
         self.random_state = random_state
         self.verbose = verbose

@@ -57,6 +57,8 @@ sphinx_gallery_conf = {
     "reference_url": {"skalign": None},
     "backreferences_dir": "generated/backreferences",
     "download_all_examples": False,
+    "show_signature": False,
+    "write_computation_times": False,  # that page fetches scripts
 }
 
 html_math_renderer = "mathml"  # browsers draw it themselves; MathJax would be fetched by each reader

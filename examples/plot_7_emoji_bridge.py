@@ -36,7 +36,7 @@ print(
 # Unpaired texts and pictures are matched by optimal transport; the flow is trained on these couples and on the pairs. Here
 # the matches are little to be trusted, as the low scores of held-out pairs tell: so most of each batch are pairs, and the
 # flow starts at the ridge regression of the text. These two settings were picked among eight on the emoji shown below, so
-# the lead over the ridge is no measurement; at its defaults the flow is behind it (R@1 4.9, R@10 22.4).
+# the lead over the ridge is no measurement; at its defaults the flow is behind it (recall at 1 4.9, at 10 22.4).
 
 flow = BridgeFlow(source="teacher", pair_share=0.75, max_iter=600, random_state=0).fit(texts, pictures, pairs)
 print("held-out pairs, mean reciprocal rank by cost:", {name: round(mrr, 3) for name, mrr in flow.cv_scores_.items()})

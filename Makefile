@@ -12,7 +12,7 @@ API_TESTS = $(addprefix tests/, test_common.py test_matrix.py test_folds.py test
 .PHONY: demo test test-fast test-sklearn $(ON_SKLEARN) docs lint quality clean
 
 demo: $(STAMP)  ## align emoji pictures and names; print the table, draw the picture
-	MPLBACKEND=Agg $(BIN)/python examples/plot_1_emoji.py
+	MPLBACKEND=Agg $(BIN)/python examples/plot_02_emoji.py
 
 test: $(STAMP)  ## lint and run every test, one process a core
 	$(BIN)/ruff check .
@@ -30,6 +30,7 @@ $(ON_SKLEARN): test-sklearn-%: $(VENVS)/sklearn-%/.installed
 
 docs: $(VENV)/.installed-docs  ## the pages, with every gallery page run: build/docs/index.html; warnings are errors
 	$(BIN)/python -m sphinx -W --keep-going -d build/doctrees docs build/docs
+	$(BIN)/python docs/check_links.py build/docs
 
 lint: $(STAMP)  ## repair what ruff can repair
 	$(BIN)/ruff check --fix .

@@ -24,7 +24,6 @@ extensions = [
     "sphinx_gallery.gen_gallery",
     "sphinxcontrib.bibtex",
 ]
-exclude_patterns = ["_build"]
 templates_path = ["_templates"]
 nitpicky = True  # a link that leads nowhere is an error
 default_role = "literal"  # `epsilon` is a name, as in docstrings
@@ -65,6 +64,7 @@ html_math_renderer = "mathml"  # browsers draw it themselves; MathJax would be f
 html_theme = "pydata_sphinx_theme"
 html_title = "skalign"
 html_static_path = ["_static"]
+html_css_files = ["formulas.css"]
 html_show_sourcelink = False
 html_theme_options = {
     "header_links_before_dropdown": 6,
@@ -87,7 +87,8 @@ def write_mathml(as_block):
     """A visitor of formulas that writes them as MathML."""
 
     def visit(translator, node):
-        translator.body.append(tex2mathml(node.astext(), as_block=as_block))
+        formula = tex2mathml(node.astext(), as_block=as_block)
+        translator.body.append(f'<div class="formula">{formula}</div>' if as_block else formula)
         raise SkipNode
 
     return visit, None

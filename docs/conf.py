@@ -46,7 +46,6 @@ autosummary_generate = True
 autodoc_typehints = "none"
 numpydoc_show_class_members = False  # the templates list them, each with its docstring
 bibtex_bibfiles = ["references.bib"]
-myst_heading_anchors = 3
 
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",

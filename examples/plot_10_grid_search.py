@@ -79,4 +79,4 @@ print(f"held-out pairs: {search.best_score_:.1%} ± {spread:.1%}; test: {found:.
 
 # %%
 # The search finds the right region. Within it, settings are nearer to one another than the folds can tell: a fold has 60
-# pairs. ``CCATeacher(reg="auto")``, the default, searches the ridge alone, in closed form and a good deal faster.
+# pairs. ``CCATeacher(reg="auto")``, the default, searches the ridge by itself.

@@ -59,4 +59,4 @@ $(VENVS)/sklearn-%/.installed: pyproject.toml constraints.txt
 	touch $@
 
 clean:  ## remove what the other targets made
-	rm -rf $(VENV) $(VENVS) build *.egg-info .pytest_cache .ruff_cache .hypothesis docs/generated docs/auto_examples
+	rm -rf $(VENV) $(VENVS) build *.egg-info .pytest_cache .ruff_cache .hypothesis docs/generated docs/auto_examples examples/output

@@ -1,4 +1,4 @@
-# Two commands for a fresh clone: `make demo` and `make test`. Each makes its own virtual environment first.
+# Three commands for a fresh clone: `make demo`, `make test` and `make docs`. Each makes its own virtual environment first.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -9,10 +9,10 @@ ON_SKLEARN = $(SKLEARN:%=test-sklearn-%)
 API_TESTS = $(addprefix tests/, test_common.py test_matrix.py test_folds.py test_model_selection.py test_pairs.py test_callbacks.py \
 	test_files.py test_hubness.py test_retrieval.py test_zero_shot.py test_metrics.py test_sotalign.py test_teachers.py baselines)
 
-.PHONY: demo test test-fast test-sklearn $(ON_SKLEARN) lint quality clean
+.PHONY: demo test test-fast test-sklearn $(ON_SKLEARN) docs lint quality clean
 
 demo: $(STAMP)  ## align emoji pictures and names; print the table, draw the picture
-	MPLBACKEND=Agg $(BIN)/python examples/plot_1_emoji.py
+	MPLBACKEND=Agg $(BIN)/python examples/plot_02_emoji.py
 
 test: $(STAMP)  ## lint and run every test, one process a core
 	$(BIN)/ruff check .
@@ -27,6 +27,10 @@ test-sklearn: $(ON_SKLEARN)  ## scikit-learn's checks and all tests that meet it
 # before 1.9 scikit-learn gives pytest its checks in a way that pytest 9 warns of
 $(ON_SKLEARN): test-sklearn-%: $(VENVS)/sklearn-%/.installed
 	SCIPY_ARRAY_API=1 OMP_NUM_THREADS=1 $(VENVS)/sklearn-$*/bin/python -m pytest -n auto -W "ignore:Passing a non-Coll" $(API_TESTS)
+
+docs: $(VENV)/.installed-docs  ## the pages, with every gallery page run: build/docs/index.html; warnings are errors
+	$(BIN)/python -m sphinx -W --keep-going -d build/doctrees docs build/docs
+	$(BIN)/python docs/check_links.py build/docs
 
 lint: $(STAMP)  ## repair what ruff can repair
 	$(BIN)/ruff check --fix .
@@ -43,6 +47,10 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[tests]"
 	touch $(STAMP)
 
+$(VENV)/.installed-docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	touch $@
+
 $(VENVS)/sklearn-%/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(@D)
 	grep -v ^scikit-learn== constraints.txt > $(@D)/constraints.txt
@@ -51,4 +59,4 @@ $(VENVS)/sklearn-%/.installed: pyproject.toml constraints.txt
 	touch $@
 
 clean:  ## remove what the other targets made
-	rm -rf $(VENV) $(VENVS) build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENVS) build *.egg-info .pytest_cache .ruff_cache .hypothesis docs/generated docs/auto_examples examples/output

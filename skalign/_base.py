@@ -67,7 +67,7 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
 
         Returns
         -------
-        F : ndarray or Tensor of shape (n_x, n_components_)
+        F : ndarray or Tensor of shape (n_x, k)
             Rows of unit length.
 
         Raises
@@ -90,9 +90,9 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
 
         Returns
         -------
-        F : ndarray or Tensor of shape (n, n_components_)
-            Rows of unit length, so that inner products are cosines. A tensor on the device of X if X is a tensor.
-        G : ndarray or Tensor of shape (m, n_components_)
+        F : ndarray or Tensor of shape (n, k)
+            Rows of unit length, k is `n_components_`: inner products are cosines. A tensor on the device of X if X is one.
+        G : ndarray or Tensor of shape (m, k)
             Only if Y is given.
 
         Raises
@@ -114,8 +114,8 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
 
         Returns
         -------
-        G : ndarray or Tensor of shape (m, n_components_)
-            Rows of unit length. A tensor on the device of Y if Y is a tensor.
+        G : ndarray or Tensor of shape (m, k)
+            Rows of unit length, k is `n_components_`. A tensor on the device of Y if Y is one.
 
         Raises
         ------
@@ -264,7 +264,7 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     def to_onnx(self, path, view="x"):
         """Write the map of one view as an ONNX graph, which runs without Python: `transform` or `transform_y`.
 
-        Its input, "X" or "Y", is float32 (n, d) for any n; its output "embedding" (n, n_components_). The file takes its
+        Its input, "X" or "Y", is float32 (n, d) for any n; its output "embedding" (n, k). The file takes its
         name once it is whole.
 
         Parameters

@@ -57,8 +57,8 @@ class SOTAlignTransformer(TrainedAligner):
 
     With heads f, g, pairs (A, B) and unpaired batches X, Y, it minimises [1]_ (eq. 5)
 
-    .. math:: \mathrm{SigLIP}\big(f(A), g(B)\big)
-        + \alpha\, \mathrm{KL}\big(\mathrm{OT}_{\varepsilon^*}(K^*) \,\|\, \mathrm{OT}_{\varepsilon}(K)\big),
+    .. math:: \mathrm{SigLIP}\bigl(f(A), g(B)\bigr)
+        + \alpha\, \mathrm{KL}\bigl(\mathrm{OT}_{\varepsilon^*}(K^*) \,\|\, \mathrm{OT}_{\varepsilon}(K)\bigr),
 
     where K and K* are the cosines of the unpaired batch in the heads' space and in the teacher's. SigLIP is the sum over
     all couples divided by the number of pairs, and both plans have mass 1, so `alpha` does not depend on the number of

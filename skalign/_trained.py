@@ -227,22 +227,22 @@ class TrainedAligner(CallbackSupportMixin, BaseAligner):
 
     @property
     def x_coef_(self):
-        """Weights of a linear head of X, shape (d_x, n_components_): ``z = (x - x_mean_) @ x_coef_ + x_intercept_``."""
+        """Weights of a linear head of X, shape (d_x, k): ``z = (x - x_mean_) @ x_coef_ + x_intercept_``."""
         return self._linear("x_head_", "weight").T
 
     @property
     def y_coef_(self):
-        """Weights of a linear head of Y, shape (d_y, n_components_)."""
+        """Weights of a linear head of Y, shape (d_y, k)."""
         return self._linear("y_head_", "weight").T
 
     @property
     def x_intercept_(self):
-        """Bias of a linear head of X, shape (n_components_,)."""
+        """Bias of a linear head of X, shape (k,)."""
         return self._linear("x_head_", "bias")
 
     @property
     def y_intercept_(self):
-        """Bias of a linear head of Y, shape (n_components_,)."""
+        """Bias of a linear head of Y, shape (k,)."""
         return self._linear("y_head_", "bias")
 
     def _linear(self, attribute, name):
@@ -258,7 +258,7 @@ class ContrastiveTeacher(TrainedAligner):
 
     With unit rows F, G of the heads' outputs and :math:`z_{ij} = 1` for a known match, -1 otherwise,
 
-    .. math:: \min -\frac{1}{n} \sum_{ij} \log \sigma\big(z_{ij} (s\, F_i \cdot G_j + b)\big),
+    .. math:: \min -\frac{1}{n} \sum_{ij} \log \sigma\bigl(z_{ij} (s\, F_i \cdot G_j + b)\bigr),
 
     with learned scale s (from 20) and bias b (from -10) [1]_ (section 6), [2]_.
 

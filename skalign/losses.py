@@ -143,7 +143,7 @@ def sinkhorn_from_features(
 def klot(K, K_teacher, epsilon=0.05, epsilon_teacher=0.01, a=None, b=None, *, tol=1e-4, max_iter=1000):
     r"""KL divergence between the transport plans of two affinities, differentiable in the first.
 
-    .. math:: \mathrm{KL}\big(P^* \,\|\, P\big), \quad P^* = \mathrm{OT}_{\varepsilon^*}(K^*),\;
+    .. math:: \mathrm{KL}\bigl(P^* \,\|\, P\bigr), \quad P^* = \mathrm{OT}_{\varepsilon^*}(K^*),\;
         P = \mathrm{OT}_{\varepsilon}(K), \qquad \frac{\partial}{\partial K} = \frac{P - P^*}{\varepsilon}
 
     The gradient is explicit ([1]_, Theorem C.4; Theorem 5.1 of the main text prints the teacher's epsilon), so no
@@ -250,7 +250,7 @@ def klot_from_features(
 def siglip(K, matches=None, scale=20.0, bias=-10.0):
     r"""Sigmoid loss over all couples of a batch.
 
-    .. math:: -\frac{1}{n} \sum_{ij} \log\sigma\big(z_{ij} (s K_{ij} + b)\big), \qquad z_{ij} = \pm 1
+    .. math:: -\frac{1}{n} \sum_{ij} \log\sigma\bigl(z_{ij} (s K_{ij} + b)\bigr), \qquad z_{ij} = \pm 1
 
     Parameters
     ----------
@@ -289,8 +289,8 @@ def siglip(K, matches=None, scale=20.0, bias=-10.0):
 def info_nce(K, K_teacher, epsilon=0.05, epsilon_teacher=0.01, *, symmetric=True):
     r"""Generalised InfoNCE: KL between softmaxes, differentiable in the first affinity.
 
-    .. math:: \frac{1}{n} \sum_i \mathrm{KL}\big(\mathrm{softmax}(K^*_i / \varepsilon^*) \,\|\,
-        \mathrm{softmax}(K_i / \varepsilon)\big)
+    .. math:: \frac{1}{n} \sum_i \mathrm{KL}\bigl(\mathrm{softmax}(K^*_i / \varepsilon^*) \,\|\,
+        \mathrm{softmax}(K_i / \varepsilon)\bigr)
 
     Parameters
     ----------

@@ -91,7 +91,7 @@ def recall_at_k(F, G, paired_idx=None, *, k=1, direction="mean", sample_weight=N
 
 
 def mean_recall(F, G, paired_idx=None):
-    """Mean of six recalls: R@1, R@5 and R@10 in both directions.
+    """Mean of six recalls: at 1, 5 and 10, in both directions.
 
     .. math:: (R@1 + R@5 + R@10)_{x \\to y} / 6 + (R@1 + R@5 + R@10)_{y \\to x} / 6
 

@@ -14,9 +14,9 @@ from .._core.rows import normalize_rows
 class RelativeRepresentation(BaseAligner):
     r"""Cosines with the paired rows, the anchors, as a shared space.
 
-    With anchors :math:`a_1 \dots a_p` of X and their partners :math:`b_1 \dots b_p` of Y, rows prepared by `center`,
+    With anchors :math:`a_1 \ldots a_p` of X and their partners :math:`b_1 \ldots b_p` of Y, rows prepared by `center`,
 
-    .. math:: r(x) = \big(\cos(x, a_1), \dots, \cos(x, a_p)\big), \quad r(y) = \big(\cos(y, b_1), \dots, \cos(y, b_p)\big)
+    .. math:: r(x) = \bigl(\cos(x, a_1), \ldots, \cos(x, a_p)\bigr), \quad r(y) = \bigl(\cos(y, b_1), \ldots, \cos(y, b_p)\bigr)
 
     [1]_, scaled to unit length. The original takes rows as they are, which is ``center=None``. It needs no
     unpaired rows; an embedding has as many columns as there are pairs.

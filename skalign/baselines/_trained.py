@@ -109,7 +109,7 @@ class SAIL(_TrainedRival):
 
     Attributes
     ----------
-    x_coef_, y_coef_ : ndarray of shape (d_x, n_components_) and (d_y, n_components_)
+    x_coef_, y_coef_ : ndarray of shape (d_x, k) and (d_y, k)
         Weights of the linear heads; `x_intercept_` and `y_intercept_` their biases.
     loss_curve_ : dict of str to list of float
         "loss" of each step; on pairs alone also "siglip", the same, and "divergence", 0.
@@ -181,8 +181,8 @@ class SAIL(_TrainedRival):
 class STRUCTURE(_TrainedRival):
     r"""Heads trained with InfoNCE on the pairs, and held to keep what is near in a view near in the shared space.
 
-    .. math:: \mathrm{InfoNCE}\big(f(A), g(B)\big) + \frac{w}{2} \big(R(x) + R(y)\big), \qquad
-        R = \frac{1}{L} \sum_{l=1}^{L} \frac{1}{2 l} \big(\mathrm{KL}(M_l \,\|\, Q^l) + \mathrm{KL}(M_l \,\|\, P^l)\big)
+    .. math:: \mathrm{InfoNCE}\bigl(f(A), g(B)\bigr) + \frac{w}{2} \bigl(R(x) + R(y)\bigr), \qquad
+        R = \frac{1}{L} \sum_{l=1}^{L} \frac{1}{2 l} \bigl(\mathrm{KL}(M_l \,\|\, Q^l) + \mathrm{KL}(M_l \,\|\, P^l)\bigr)
 
     [1]_, [2]_ (appendix A.2), where Q and P are the row-wise softmaxes of the similarities of paired and unpaired rows, at
     unit length less their mean, before and after the heads, divided by `temperature`, and :math:`M_l` the mean of their
@@ -222,7 +222,7 @@ class STRUCTURE(_TrainedRival):
 
     Attributes
     ----------
-    x_coef_, y_coef_ : ndarray of shape (d_x, n_components_) and (d_y, n_components_)
+    x_coef_, y_coef_ : ndarray of shape (d_x, k) and (d_y, k)
         Weights of the linear heads; `x_intercept_` and `y_intercept_` their biases.
     loss_curve_ : dict of str to list of float
         "loss", "info_nce" and "structure" of each step.
@@ -332,7 +332,7 @@ class NNCLR(_TrainedRival):
 
     Attributes
     ----------
-    x_coef_, y_coef_ : ndarray of shape (d_x, n_components_) and (d_y, n_components_)
+    x_coef_, y_coef_ : ndarray of shape (d_x, k) and (d_y, k)
         Weights of the linear heads; `x_intercept_` and `y_intercept_` their biases.
     loss_curve_ : dict of str to list of float
         "loss" of each step, and "siglip" of the pairs themselves.
@@ -406,8 +406,8 @@ class SCLIP(_TrainedRival):
 
     An unpaired row u of X is given a distribution q over the paired rows of X by how much it resembles them, and
 
-    .. math:: \mathrm{InfoNCE}\big(f(A), g(B)\big) + w_x \operatorname{mean}_u \Big({-\sum_j q_j(u)
-        \log \operatorname{softmax}_j\big(s\, f(u) \cdot g(B_j)\big)}\Big) + w_y\,(\text{likewise for } Y)
+    .. math:: \mathrm{InfoNCE}\bigl(f(A), g(B)\bigr) + w_x \operatorname{mean}_u \Bigl({-\sum_j q_j(u)
+        \log \operatorname{softmax}_j\bigl(s\, f(u) \cdot g(B_j)\bigr)}\Bigr) + w_y\,(\text{likewise for } Y)
 
     with a learned scale s (from 20) is minimised [1]_, [2]_ (appendix A.2). It departs from [1]_ in that the
     keyword term is left out, which needs texts, that rows are compared in their own view, by their cosine about the mean of
@@ -446,7 +446,7 @@ class SCLIP(_TrainedRival):
 
     Attributes
     ----------
-    x_coef_, y_coef_ : ndarray of shape (d_x, n_components_) and (d_y, n_components_)
+    x_coef_, y_coef_ : ndarray of shape (d_x, k) and (d_y, k)
         Weights of the linear heads; `x_intercept_` and `y_intercept_` their biases.
     loss_curve_ : dict of str to list of float
         "loss", "info_nce" and "pseudo" of each step.

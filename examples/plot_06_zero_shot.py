@@ -13,8 +13,6 @@ the groups are described in words only? And how many labelled pictures would do 
 # (a name and keywords each) of 585 other emoji, whose pictures nobody has seen. There is no sentence such as "a picture of
 # food" among them: the text encoder is not at hand here, its embeddings of names are. 400 more pictures are to be sorted.
 
-from pathlib import Path
-
 import matplotlib.pyplot as plt
 import numpy as np
 from sklearn.linear_model import LogisticRegression
@@ -90,8 +88,4 @@ right.yaxis.set_major_formatter("{x:.0%}")
 right.spines[["top", "right"]].set_visible(False)
 right.set_title("What the words are worth")
 figure.tight_layout()
-
-target = Path("output") / "emoji_zero_shot.png"
-target.parent.mkdir(exist_ok=True)
-figure.savefig(target, dpi=150)
-print(f"picture: {target}")
+plt.show()

@@ -12,8 +12,6 @@ draw the missing half of a digit nobody has seen, and would somebody who only re
 # --------
 # ``X`` holds left halves, ``Y`` right halves, 4 x 8 pixels each, with values from 0 to 16.
 
-from pathlib import Path
-
 import matplotlib.pyplot as plt
 import numpy as np
 from sklearn.datasets import load_digits
@@ -87,8 +85,4 @@ for (name, completed), line in zip(lines.items(), axes, strict=True):
     line[0].set_ylabel(name, rotation=0, ha="right", va="center", size=11)
 figure.suptitle("Left half given, right half from a flow", size=13, weight="bold")
 figure.tight_layout()
-
-target = Path("output") / "digit_halves.png"
-target.parent.mkdir(exist_ok=True)
-figure.savefig(target, dpi=150)
-print(f"picture: {target}")
+plt.show()

@@ -13,7 +13,6 @@ classifier, a decoder) works as it is. We know the name of 300 emoji; the rest o
 # ``X`` holds texts this time, ``Y`` pictures. Every emoji has two texts, its name and its keywords.
 
 import textwrap
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -84,8 +83,4 @@ for ax in axes.flat:
     ax.axis("off")
 figure.suptitle(f"BridgeFlow, {len(pairs)} pairs: names carried into the space of pictures", size=13, weight="bold")
 figure.tight_layout()
-
-target = Path("output") / "emoji_bridge.png"
-target.parent.mkdir(exist_ok=True)
-figure.savefig(target, dpi=150)
-print(f"picture: {target}")
+plt.show()

@@ -359,26 +359,20 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         """Embedded rows of X or Y, in `out` if that is given; block by block if they are not in memory."""
         check, embed = (self._check_x, self._embed_x) if name == "X" else (self._check_y, self._embed_y)
         rows = stored_rows(given, name)
-        if out is not None:
-            expected = (len(given if rows is None else rows), self.n_components_)
-            if tuple(out.shape) != expected:
-                raise ValueError(
-                    f"`out` must have one row for each row of {name} and `n_components_` columns, {expected}, but its shape is "
-                    f"{tuple(out.shape)}. Make it anew, as with np.lib.format.open_memmap(path, 'w+', shape={expected})."
-                )
-        if rows is None:
-            embedded = embed(check(given))
-            if out is None:
-                return like_input(embedded, given)
-            out[:] = embedded
-            return out
-        check(rows[:1])  # before anything is written
+        embedded = embed(check(given if rows is None else rows[:1]))
+        if rows is None and out is None:
+            return like_input(embedded, given)
+        shape = (len(embedded if rows is None else rows), embedded.shape[1])
+        if out is None:
+            out = np.empty(shape, dtype=embedded.dtype)
+        elif tuple(out.shape) != shape:
+            raise ValueError(
+                f"`out` must have a row for each row of {name} and `n_components_` columns, {shape}, but its shape is "
+                f"{tuple(out.shape)}. Make it anew, on disk as with np.lib.format.open_memmap(path, 'w+', shape={shape})."
+            )
         start = 0
-        for block in rows.blocks():
-            embedded = embed(check(block))
-            if out is None:
-                out = np.empty((len(rows), embedded.shape[1]), dtype=embedded.dtype)
-            out[start : start + len(block)] = embedded
+        for block in [embedded] if rows is None else (embed(check(block)) for block in rows.blocks()):
+            out[start : start + len(block)] = block
             start += len(block)
         return out
 

@@ -271,8 +271,8 @@ class SOTAlignTransformer(TrainedAligner):
         X_unpaired, Y_unpaired : array-like of shape (q_x, d_x) and (q_y, d_y), default=None
             Further rows without a partner, of any number. They need not be in memory: the path of a ``.npy`` file, a memory
             map, an HDF5 dataset (h5py), a zarr array, whatever else has shape, dtype and slices, or a list or tuple of these,
-            which are shards of one pool. Such rows are read in blocks of neighbours, a few thousand of which are shuffled
-            together, by a thread of its own while the training goes on.
+            which are shards of one pool. Such rows are read once to check them. Then a thread of its own reads ahead of
+            the steps, in blocks of neighbouring rows that come in random order; some thousands of rows are shuffled together.
 
         Returns
         -------

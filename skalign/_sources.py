@@ -46,8 +46,10 @@ class Rows:
 
     def __getitem__(self, rows):
         if isinstance(rows, slice):
-            start, stop, _ = rows.indices(len(self))
-            return self._read(start, stop)
+            start, stop, step = rows.indices(len(self))
+            if step == 1:
+                return self._read(start, stop)
+            rows = np.arange(start, stop, step)
         order = np.argsort(rows, kind="stable")
         ascending = np.asarray(rows)[order]
         apart = (np.diff(ascending) > _GAP) | (np.diff(ascending // self._block_length) > 0)
@@ -227,7 +229,8 @@ def _is_stored(given):
         # not what joblib makes of arrays for its workers: a result must not depend on `n_jobs`
         mapped = isinstance(given, np.memmap) and given.filename is not None and given.ndim == 2
         return mapped and "joblib_memmapping_folder" not in str(given.filename)
-    if is_tensor(given) or issparse(given) or hasattr(given, "__array_namespace__"):  # JAX, CuPy: arrays in memory
+    in_memory = ("columns", "__array_namespace__")  # of frames; of arrays of other libraries, such as JAX
+    if is_tensor(given) or issparse(given) or any(hasattr(given, name) for name in in_memory):
         return False
     return all(hasattr(given, name) for name in ("shape", "dtype", "__getitem__")) and len(given.shape) == 2
 

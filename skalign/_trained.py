@@ -430,11 +430,11 @@ def two(sizes):
 
 def _map_of(teacher, view, device):
     """A function from a tensor of rows to their unit rows by a teacher, on the device if the teacher has layers."""
-    try:
-        return torch.nn.Sequential(teacher.to_torch()[view], UnitRows()).to(device)
-    except (AttributeError, NotImplementedError):  # not one of ours, or one without layers
-        embed_rows = teacher.transform if view == "x" else teacher.transform_y
-        return lambda rows: to_tensor(normalize_rows(embed_rows(rows.cpu().numpy())), device, torch.float32)
+    if hasattr(teacher, "to_torch"):
+        with contextlib.suppress(NotImplementedError):
+            return torch.nn.Sequential(teacher.to_torch()[view], UnitRows()).to(device)
+    embed_rows = teacher.transform if view == "x" else teacher.transform_y
+    return lambda rows: to_tensor(normalize_rows(embed_rows(rows.cpu().numpy())), device, torch.float32)
 
 
 def _drawn_back(state, start, weight):

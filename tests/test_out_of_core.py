@@ -1,9 +1,11 @@
 """Laws of rows that are not in memory: same fit, same embedding, read bit by bit, and errors that name file and row."""
 
 import threading
+from contextlib import ExitStack
 
 import joblib
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from helpers import LAW
@@ -16,7 +18,7 @@ from sklearn.preprocessing import MinMaxScaler, Normalizer, StandardScaler
 import skalign._core.reading
 import skalign._sources
 from skalign import CCATeacher, ContrastiveTeacher, CrossModalRetriever, SOTAlign, SOTAlignTransformer
-from skalign._core.reading import draw_order
+from skalign._core.reading import StreamedRows, StreamedSampler, draw_order
 from skalign._sources import StoredRows, stored_rows
 from skalign.baselines import SUE
 from skalign.datasets import make_two_views
@@ -134,7 +136,7 @@ def test_an_embedding_is_written_where_it_shall_be(data, tmp_path, kind):
     out[:] = 0
     assert aligner.transform(X, out=out) is out  # what is in memory may be written there, too
     assert_allclose(out[:], aligner.transform(X), **LAW[np.float32])
-    with pytest.raises(ValueError, match=rf"`out` must have one row for each row of Y .* \(600, {n_components}\)"):
+    with pytest.raises(ValueError, match=rf"`out` must have a row for each row of Y .* \(600, {n_components}\)"):
         aligner.transform_y(Y, out=out)
 
 
@@ -262,7 +264,7 @@ def test_no_source_is_read_whole_nor_more_often_than_needed(data):
 def test_rows_by_number_equal_those_of_an_array(rng):
     rows = rng.standard_normal((300, 5)).astype(np.float32)
     shards = StoredRows([Counting(rows[:100]), Counting(rows[:0]), Counting(rows[100:])], "X")
-    for wanted in (rng.permutation(300), rng.integers(300, size=40), np.array([], dtype=int), [7]):
+    for wanted in (rng.permutation(300), rng.integers(300, size=40), np.array([], dtype=int), [7], slice(3, 290, 40)):
         assert_array_equal(shards[wanted], rows[wanted])
     assert_array_equal(shards[90:120], rows[90:120])
     assert_array_equal(np.asarray(shards), rows)
@@ -403,5 +405,32 @@ def _is_out_of_core(rows):
 
 
 def test_lists_of_rows_are_arrays():
-    for given in ([[1.0, 2.0]], [np.ones(3)], list(np.ones((4, 3))), [], torch.ones(3, 2), np.ones((3, 2))):
+    frame = pd.DataFrame(np.ones((3, 2)), columns=["dtype", "shape"])
+    for given in ([[1.0, 2.0]], [np.ones(3)], list(np.ones((4, 3))), [], torch.ones(3, 2), np.ones((3, 2)), frame):
         assert stored_rows(given, "X") is None
+
+
+def test_an_embedding_of_a_file_may_be_a_frame(data, tmp_path):
+    aligner = fitted(data, data.pools, max_iter=1).set_output(transform="pandas")
+    for kind in ("path", "shards"):
+        frame = aligner.transform(stored(kind, data.pools["X_unpaired"], tmp_path))
+        assert isinstance(frame, pd.DataFrame)
+        assert frame.shape == (500, aligner.n_components_)
+
+
+def test_a_sampler_goes_on_where_another_was(data):
+    rows = StoredRows([data.pools["X_unpaired"]], "X")
+    pool = StreamedRows(rows, prepare=torch.nn.Identity(), teacher=None)
+
+    def sampler(reading):
+        generator = torch.Generator().manual_seed(0)
+        return StreamedSampler(pool, pool, (30, 70), generator, torch.device("cpu"), reading)
+
+    with ExitStack() as reading:
+        first, second = sampler(reading), sampler(reading)
+        states, batches = zip(*[(first.state_dict(), first()) for _ in range(40)], strict=True)  # epochs have 16 and 7
+        second.load_state_dict(states[19])
+        for batch in batches[19:]:
+            going_on = second()
+            assert_array_equal(going_on["X"], batch["X"])
+            assert_array_equal(going_on["Y"], batch["Y"])

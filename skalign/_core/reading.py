@@ -1,4 +1,4 @@
-"""Batches of rows that are read while the training goes on. Knows torch, knows neither files nor estimators."""
+"""Unpaired rows that are read while the training goes on. Knows torch, knows neither files nor estimators."""
 
 import contextlib
 from collections import deque
@@ -25,8 +25,39 @@ class StreamedRows:
     prepare: Callable
     teacher: Callable | None
 
-    def __len__(self):
-        return len(self.rows)
+
+class StreamedSampler:
+    """Draws the unpaired rows of a `Batch`, which are read ahead until the exit stack `reading` is closed."""
+
+    def __init__(self, X, Y, batch_sizes, generator, device, reading):
+        self.pools, self.batch_sizes, self.device, self.reading = (X, Y), batch_sizes, device, reading
+        self.seeds = torch.randint(2**62, (2,), generator=generator).tolist()  # a generator serves one thread
+        self.n_drawn, self._take = 0, None
+
+    def state_dict(self):
+        """How far it has come."""
+        return {"n_drawn": self.n_drawn}
+
+    def load_state_dict(self, state):
+        """Go on from there, if nothing has been drawn as yet."""
+        self.n_drawn = state["n_drawn"]
+
+    def __call__(self):
+        if self._take is None:
+            self._take = self.reading.enter_context(read_ahead(*self._streams()))
+        X, Y = (rows.to(self.device, non_blocking=True) for rows in self._take())
+        self.n_drawn += 1
+        x_pool, y_pool = self.pools
+        with torch.no_grad():
+            unpaired = {"X": x_pool.prepare(X), "Y": y_pool.prepare(Y)}
+            if x_pool.teacher is not None:
+                unpaired |= {"F_teacher": x_pool.teacher(X), "G_teacher": y_pool.teacher(Y)}
+        return unpaired
+
+    def _streams(self):
+        for pool, size, seed in zip(self.pools, self.batch_sizes, self.seeds, strict=True):
+            generator = torch.Generator().manual_seed(seed)
+            yield batches_of(pool.rows, size, generator, self.n_drawn, pinned=self.device.type == "cuda")
 
 
 def draw_order(n_rows, batch_size, read_together, generator):
@@ -38,7 +69,7 @@ def draw_order(n_rows, batch_size, read_together, generator):
     Yields
     ------
     slices : list of slice
-        What to read; never more rows than the first time.
+        What to read.
     batches : Tensor of int64, shape (n_batches, batch_size)
         Which of the rows read form each batch.
     """
@@ -64,21 +95,22 @@ def _shuffled(n_rows, batch_size, generator):
     return torch.randperm(n_rows, generator=generator)[: n_batches * batch_size].reshape(n_batches, batch_size)
 
 
-def batches_of(rows, batch_size, generator, pinned):
-    """Batches of rows as float32 tensors, without end; a batch as large as the pool is all of it, in order."""
+def batches_of(rows, batch_size, generator, n_skipped=0, pinned=False):
+    """Batches of rows as float32 tensors, after the first few, without end; one as large as the pool is all of it in order."""
     if batch_size >= len(rows):
         everything = _tensor(rows[:].astype(np.float32), pinned)
         while True:
             yield everything
-    room = None
+    room = np.empty((0, rows.shape[1]), dtype=np.float32)
     for slices, batches in draw_order(len(rows), batch_size, rows.read_together, generator):
-        n_read = sum(part.stop - part.start for part in slices)
-        room = np.empty((n_read, rows.shape[1]), dtype=np.float32) if room is None else room
-        end = 0
-        for part in slices:
-            start, end = end, end + part.stop - part.start
-            room[start:end] = rows[part]
-        for batch in batches.numpy():
+        n_skipped, batches = max(n_skipped - len(batches), 0), batches[n_skipped:].numpy()
+        if len(batches):
+            ends = np.cumsum([part.stop - part.start for part in slices])
+            if len(room) < ends[-1]:
+                room = np.empty((ends[-1], rows.shape[1]), dtype=np.float32)
+            for part, end in zip(slices, ends, strict=True):
+                room[end - (part.stop - part.start) : end] = rows[part]
+        for batch in batches:
             yield _tensor(room[batch], pinned)
 
 

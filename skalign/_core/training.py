@@ -15,7 +15,7 @@ from .heads import random_numbers
 from .lion import Lion
 from .objectives import Batch
 from .ranks import recalls
-from .reading import StreamedRows, batches_of, read_ahead
+from .reading import StreamedRows, StreamedSampler
 
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "lion": Lion}
 
@@ -233,8 +233,7 @@ def _batches(views, takes_unpaired, batch_size, batch_size_unpaired, generator, 
     draw_pairs = _Sampler(len(views.A), batch_size, generator, device)
     draw_unpaired = dict
     if takes_unpaired:
-        how = _streamed if isinstance(views.X, StreamedRows) else _unpaired
-        draw_unpaired = how(views, batch_size_unpaired, generator, reading)
+        draw_unpaired = _draw_unpaired(views, batch_size_unpaired, generator, reading)
 
     def draw():
         at = draw_pairs()
@@ -245,8 +244,10 @@ def _batches(views, takes_unpaired, batch_size, batch_size_unpaired, generator, 
     return draw
 
 
-def _unpaired(views, batch_sizes, generator, _):
-    """A function that draws the unpaired rows of a `Batch` from tensors."""
+def _draw_unpaired(views, batch_sizes, generator, reading):
+    """A function that draws the unpaired rows of a `Batch`."""
+    if isinstance(views.X, StreamedRows):
+        return StreamedSampler(views.X, views.Y, batch_sizes, generator, views.A.device, reading)
     draw_x = _Sampler(len(views.X), batch_sizes[0], generator, views.A.device)
     draw_y = _Sampler(len(views.Y), batch_sizes[1], generator, views.A.device)
 
@@ -255,27 +256,6 @@ def _unpaired(views, batch_sizes, generator, _):
         unpaired = {"X": views.X[i], "Y": views.Y[j], "same_rows": draw_x.takes_all and draw_y.takes_all}
         if views.F_teacher is not None:
             unpaired |= {"F_teacher": views.F_teacher[i], "G_teacher": views.G_teacher[j]}
-        return unpaired
-
-    return draw
-
-
-def _streamed(views, batch_sizes, generator, reading):
-    """A function that draws the unpaired rows of a `Batch` from rows that are read ahead."""
-    device, pools = views.A.device, (views.X, views.Y)
-    seeds = torch.randint(2**62, (2,), generator=generator).tolist()  # a generator serves one thread
-    streams = (
-        batches_of(pool.rows, size, torch.Generator().manual_seed(seed), device.type == "cuda")
-        for pool, size, seed in zip(pools, batch_sizes, seeds, strict=True)
-    )
-    take = reading.enter_context(read_ahead(*streams))
-
-    def draw():
-        X, Y = (rows.to(device, non_blocking=True) for rows in take())
-        with torch.no_grad():
-            unpaired = {"X": views.X.prepare(X), "Y": views.Y.prepare(Y)}
-            if views.X.teacher is not None:
-                unpaired |= {"F_teacher": views.X.teacher(X), "G_teacher": views.Y.teacher(Y)}
         return unpaired
 
     return draw

@@ -28,11 +28,7 @@ from ._trained import ContrastiveTeacher, TrainedAligner, two
 
 _TEACHERS = {"cca": CCATeacher, "procrustes": ProcrustesTeacher, "contrastive": ContrastiveTeacher}
 _UNEVEN = 20  # ratio of the outer deciles of column deviations above which a view counts as features of mixed units
-_LEARN_NOTHING = (
-    FrozenEstimator,
-    FunctionTransformer,
-    Normalizer,
-)  # transformers that need not read all rows to be fitted
+_LEARN_NOTHING = (FrozenEstimator, FunctionTransformer, Normalizer)  # transformers that all rows teach nothing
 _TEACHER_WEIGHT = 0.4  # where there are unpaired rows to train on
 _SHARED = (  # settings that SOTAlign hands on to its second stage as they are
     "alpha",

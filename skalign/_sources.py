@@ -10,7 +10,7 @@ from scipy.sparse import issparse
 from ._arrays import is_tensor, to_numpy
 
 _BLOCK_BYTES = 1 << 23  # of rows held at a time where all are read
-_READ_TOGETHER = (256, 4096)  # neighbouring rows that training reads together: by default, and at most
+_READ_TOGETHER = (256, 2048)  # neighbouring rows that training reads together: by default, and at most
 _GAP = 16  # rows between two that are wanted are read along rather than left out, up to so many
 
 

@@ -10,8 +10,9 @@ in turn, `--rounds` times, and medians are printed.
 
 Peaks are those of the whole process, libraries included (Linux): `resident` is VmHWM; of it `anonymous` is what the process
 has allocated, and `file pages` are files that are mapped, the libraries and memory maps, which the system drops when others
-need the room. Both are looked at every 20 ms. A step takes the median of the times between two calls of the divergence; a
-fit is all of it, with the passes that check the rows and judge their preprocessing.
+need the room. Both are looked at every 20 ms. A step takes the median of the times between two calls of the divergence, on
+the clock and of the processor; the latter, of all threads, also counts where others want the cores. A fit is all of it,
+with the passes that check the rows and judge their preprocessing.
 """
 
 import argparse
@@ -119,7 +120,7 @@ def work(kind, n_rows, options):
     called, klot = [], divergences.klot
 
     def timed(*args, **kwargs):
-        called.append(time.perf_counter())
+        called.append((time.perf_counter(), time.process_time()))
         return klot(*args, **kwargs)
 
     divergences.klot = timed
@@ -133,9 +134,10 @@ def work(kind, n_rows, options):
         start = time.perf_counter()
         aligner.fit(X, Y, **pools)
         fit = time.perf_counter() - start
-    step = statistics.median(later - earlier for earlier, later in itertools.pairwise(called))
+    step, processor = (statistics.median(np.diff(times).tolist()) for times in zip(*called, strict=True))
     return {
         "step": step,
+        "processor": processor,
         "rows_per_second": 2 * aligner.batch_size_unpaired / step,
         "fit": fit,
         "loss": aligner.loss_curve_["loss"][-1],
@@ -177,15 +179,25 @@ def median(runs):
 def print_table(n_rows, results, options):
     stored = 4 * n_rows * options.columns / 1024**3
     print(f"\n{n_rows} unpaired rows of either view, {options.columns} columns, float16: {stored:.2f} GB\n")
-    columns = ["peak resident", "peak anonymous", "peak file pages", "s a step", "rows / s", "s a fit", "last loss"]
+    columns = [
+        "peak resident",
+        "peak anonymous",
+        "peak file pages",
+        "s a step",
+        "of the processor",
+        "rows / s",
+        "s a fit",
+        "last loss",
+    ]
     print("| pools | " + " | ".join(columns) + " |\n|" + "---|" * (len(columns) + 1))
     for kind, run in results.items():
         peaks = " | ".join(f"{run[name]:.2f} GB" for name in ("resident", "anonymous", "file pages"))
-        rate = f"{run['step']:.3f} | {run['rows_per_second']:.0f}"
+        rate = f"{run['step']:.3f} | {run['processor']:.3f} | {run['rows_per_second']:.0f}"
         print(f"| {kind} | {peaks} | {rate} | {run['fit']:.1f} | {run['loss']:.3f} |")
     for kind in [kind for kind in results if kind != "memory"] if "memory" in results else ():
-        step, fit = (results["memory"][key] / results[kind][key] for key in ("step", "fit"))
-        print(f"\n{kind}: {step:.2f} of the throughput of memory a step, {fit:.2f} of the whole fit")
+        step, processor, fit = (results["memory"][key] / results[kind][key] for key in ("step", "processor", "fit"))
+        share = f"{step:.2f} of the throughput of memory a step ({processor:.2f} by time of the processor)"
+        print(f"\n{kind}: {share}, {fit:.2f} of the whole fit")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from ._core.rows import normalize_rows
 from ._files import save
 from ._folds import refuse_wrong_folds
 from ._pairs import check_pairs, judge_pairs, missing_rows
+from ._sources import Rows, stored_rows
 
 
 def all_or_nothing(fit):
@@ -51,6 +52,8 @@ def fit_within(estimator, views, pairs, random_state):
 class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Base class of aligners; a subclass fits its attributes and offers ``_embed_x(X)`` and ``_embed_y(Y)``."""
 
+    _reads_pools = False  # whether `fit` needs all rows of a pool at once
+
     # with metadata routing on, a mask given to a search or pipeline reaches fit and score without further requests
     __metadata_request__fit = {"paired_idx": True, "X_unpaired": True, "Y_unpaired": True}
     __metadata_request__score = {"paired_idx": True}
@@ -78,52 +81,59 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         Y = self._required(y if Y is None else Y)
         return self.fit(X, Y, paired_idx, X_unpaired=X_unpaired, Y_unpaired=Y_unpaired).transform(X)
 
-    def transform(self, X, Y=None):
+    def transform(self, X, Y=None, *, out=None):
         """Map rows of X, and of Y if given, into the shared space.
 
         Parameters
         ----------
         X : array-like of shape (n, d_x)
-            Rows of the first view, finite.
+            Rows of the first view, finite. Those that are not in memory (:meth:`SOTAlignTransformer.fit` lists their kinds)
+            are read and mapped block by block.
         Y : array-like of shape (m, d_y), default=None
             Rows of the second view; `m` may differ from `n`.
+        out : array of shape (n, n_components_), default=None
+            Where to write the rows of X: an array, memory map, HDF5 dataset or zarr array, which is returned. So
+            neither X nor its embedding needs to fit into memory.
 
         Returns
         -------
         F : ndarray or Tensor of shape (n, k)
-            Rows of unit length, k is `n_components_`: inner products are cosines. A tensor on the device of X if X is one.
+            Rows of unit length, k is `n_components_`: inner products are cosines. A tensor on the device of X if X is one;
+            `out` if it is given.
         G : ndarray or Tensor of shape (m, k)
             Only if Y is given.
 
         Raises
         ------
         ValueError
-            If a view is not finite or has another number of columns than in `fit`.
+            If a view is not finite, has another number of columns than in `fit`, or `out` has another shape.
         """
         check_is_fitted(self)
-        F = like_input(self._embed_x(self._check_x(X)), X)
+        F = self._mapped(X, "X", out)
         return F if Y is None else (F, self.transform_y(Y))
 
-    def transform_y(self, Y):
+    def transform_y(self, Y, *, out=None):
         """Map rows of Y into the shared space.
 
         Parameters
         ----------
         Y : array-like of shape (m, d_y)
-            Rows of the second view, finite.
+            Rows of the second view, finite, as in `transform`.
+        out : array of shape (m, n_components_), default=None
+            Where to write the result, as in `transform`.
 
         Returns
         -------
         G : ndarray or Tensor of shape (m, k)
-            Rows of unit length, k is `n_components_`. A tensor on the device of Y if Y is one.
+            Rows of unit length, k is `n_components_`. A tensor on the device of Y if Y is one; `out` if it is given.
 
         Raises
         ------
         ValueError
-            If Y is not finite or has another number of columns than in `fit`.
+            If Y is not finite, has another number of columns than in `fit`, or `out` has another shape.
         """
         check_is_fitted(self)
-        return like_input(self._embed_y(self._check_y(self._required(Y))), Y)
+        return self._mapped(self._required(Y), "Y", out)
 
     def score(self, X, Y=None, sample_weight=None, paired_idx=None, *, y=None):
         """MeanR@1 on the pairs present: how often the nearest row of the other view is a true match.
@@ -322,20 +332,49 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
 
         return [*([UnitRows()] if self.normalize else []), Standardize(getattr(self, f"{view}_mean_"))]
 
-    def _judge(self, X, Y, paired_idx, X_unpaired, Y_unpaired, *, required=True):
-        """Check everything `fit` was given; returns `PairedViews` in float32 or float64, with a pair if `required`."""
+    def _judge(self, X, Y, paired_idx, X_unpaired, Y_unpaired, *, required=True, check_pools=True):
+        """Check everything `fit` was given; returns `PairedViews` in float32 or float64, with a pair if `required`.
+
+        Pools that are out of core are read for it once, unless ``check_pools=False``, if somebody else will read them.
+        """
         Y = self._required(Y)
         refuse_wrong_folds()
         X = validate_data(self, to_numpy(X), dtype=floats_of(X), order="C", ensure_all_finite="allow-nan")
         Y = self._check_y(Y, allow_nan=True, reset=True)
         X_pool = check_pool(X_unpaired, "X", X.shape[1], getattr(self, "feature_names_in_", None))
         Y_pool = check_pool(Y_unpaired, "Y", Y.shape[1], getattr(self, "feature_names_in_y_", None))
+        for pool in (X_pool, Y_pool):
+            if isinstance(pool, Rows) and check_pools:
+                pool.check()
+        if self._reads_pools:
+            X_pool, Y_pool = (np.asarray(pool) if isinstance(pool, Rows) else pool for pool in (X_pool, Y_pool))
         views = judge_pairs(X, Y, to_numpy(paired_idx), X_pool, Y_pool, required=required)
         self.n_pairs_ = len(views.pairs)
         self._table_size_ = 0  # rows of a table that holds more than pairs
         if len(X) == len(Y) and len(views.x_free) and len(views.y_free):
             self._table_size_ = np.count_nonzero(~(missing_rows(X) | missing_rows(Y)))
         return views
+
+    def _mapped(self, given, name, out):
+        """Embedded rows of X or Y, in `out` if that is given; block by block if they are not in memory."""
+        check, embed = (self._check_x, self._embed_x) if name == "X" else (self._check_y, self._embed_y)
+        rows = stored_rows(given, name)
+        embedded = embed(check(given if rows is None else rows[:1]))
+        if rows is None and out is None:
+            return like_input(embedded, given)
+        shape = (len(embedded if rows is None else rows), embedded.shape[1])
+        if out is None:
+            out = np.empty(shape, dtype=embedded.dtype)
+        elif tuple(out.shape) != shape:
+            raise ValueError(
+                f"`out` must have a row for each row of {name} and `n_components_` columns, {shape}, but its shape is "
+                f"{tuple(out.shape)}. Make it anew, on disk as with np.lib.format.open_memmap(path, 'w+', shape={shape})."
+            )
+        start = 0
+        for block in [embedded] if rows is None else (embed(check(block)) for block in rows.blocks()):
+            out[start : start + len(block)] = block
+            start += len(block)
+        return out
 
     def _compared(self, Z):
         """Embedded rows as `score` takes cosines of them."""
@@ -351,8 +390,12 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     def _fit_means(self, views):
         """Mean of each prepared view, over its pairs or over all its rows (`center`)."""
         x_rows, y_rows = (views.X_pairs, views.Y_pairs) if self.center == "pairs" else (views.X_all, views.Y_all)
-        self.x_mean_ = self._scaled(x_rows).mean(axis=0, dtype=np.float64)
-        self.y_mean_ = self._scaled(y_rows).mean(axis=0, dtype=np.float64)
+        self.x_mean_, self.y_mean_ = self._mean(x_rows), self._mean(y_rows)
+
+    def _mean(self, rows):
+        if isinstance(rows, Rows):
+            return sum(self._scaled(block).sum(axis=0, dtype=np.float64) for block in rows.blocks()) / len(rows)
+        return self._scaled(rows).mean(axis=0, dtype=np.float64)
 
     def _scaled(self, rows):
         return normalize_rows(rows) if self.normalize else rows
@@ -421,9 +464,11 @@ def _refuse_nan(view, name):
 
 
 def check_pool(pool, name, n_features, feature_names):
-    """A pool of unpaired rows as an array, or None."""
+    """A pool of unpaired rows as an array, as `Rows` if it is out of core, or None."""
     if pool is None:
         return None
+    stored = stored_rows(pool, f"{name}_unpaired")
+    pool = pool if stored is None else stored
     names = _get_feature_names(pool)
     if names is not None and feature_names is not None and list(names) != list(feature_names):
         raise ValueError(
@@ -433,7 +478,8 @@ def check_pool(pool, name, n_features, feature_names):
     shape = getattr(pool, "shape", None) or (len(pool),)
     if shape[0] == 0:
         raise ValueError(f"`{name}_unpaired` has 0 rows. Pass at least one unpaired row, or leave it out (None).")
-    pool = check_array(to_numpy(pool), dtype=floats_of(pool), order="C", input_name=f"{name}_unpaired")
+    if stored is None:
+        pool = check_array(to_numpy(pool), dtype=floats_of(pool), order="C", input_name=f"{name}_unpaired")
     if pool.shape[1] != n_features:
         raise ValueError(
             f"`{name}_unpaired` must have the columns of {name}, {n_features}, but it has {pool.shape[1]}. "

@@ -204,6 +204,8 @@ class BridgeFlow(BaseAligner):
     (200, 200)
     """
 
+    _reads_pools = True  # the coupling matches all rows
+
     _parameter_constraints: dict = {
         "mode": [StrOptions({"ot", "exemplar"})],
         "cost": [StrOptions({"auto", *COSTS}), callable],
@@ -303,7 +305,8 @@ class BridgeFlow(BaseAligner):
         Parameters
         ----------
         X, Y, paired_idx, X_unpaired, Y_unpaired
-            As in :meth:`SOTAlignTransformer.fit`. With labels there need not be a pair: ``paired_idx=[]``.
+            As in :meth:`SOTAlignTransformer.fit`. With labels there need not be a pair: ``paired_idx=[]``. Unpaired rows that
+            are not in memory are all read into it.
         labels_x, labels_y : array-like of int, shape (n_x,) and (n_y,), default=None
             Class of each row of X and of Y, -1 where it is unknown; both or neither. Rows of the further pools have none.
 
@@ -458,37 +461,42 @@ class BridgeFlow(BaseAligner):
         Y = self._required(y if Y is None else Y)
         return self.fit(X, Y, paired_idx, **pools, labels_x=labels_x, labels_y=labels_y).transform(X)
 
-    def transform(self, X, Y=None):
+    def transform(self, X, Y=None, *, out=None):
         """Carry rows of X into the space of Y.
 
         Parameters
         ----------
         X : array-like of shape (n, d_x)
-            Rows of the first view, finite.
+            Rows of the first view, finite. Those that are not in memory (:meth:`SOTAlignTransformer.fit` lists their kinds)
+            are read and carried block by block.
         Y : array-like of shape (m, d_y), default=None
             Rows of the second view; they stay where they are.
+        out : array of shape (n, d_y), default=None
+            Where to write the rows of X, as in :meth:`SOTAlignTransformer.transform`.
 
         Returns
         -------
         F : ndarray or Tensor of shape (n, d_y)
-            Rows in the units of Y. A tensor on the device of X if X is a tensor.
+            Rows in the units of Y. A tensor on the device of X if X is a tensor; `out` if it is given.
         G : ndarray or Tensor of shape (m, d_y)
             Only if Y is given.
 
         Raises
         ------
         ValueError
-            If a view is not finite or has another number of columns than in `fit`.
+            If a view is not finite, has another number of columns than in `fit`, or `out` has another shape.
         """
-        return super().transform(X, Y)
+        return super().transform(X, Y, out=out)
 
-    def transform_y(self, Y):
+    def transform_y(self, Y, *, out=None):
         """Rows of Y as they are, once they are checked.
 
         Parameters
         ----------
         Y : array-like of shape (m, d_y)
             Rows of the second view, finite.
+        out : array of shape (m, d_y), default=None
+            Where to write the rows.
 
         Returns
         -------
@@ -497,9 +505,9 @@ class BridgeFlow(BaseAligner):
         Raises
         ------
         ValueError
-            If Y is not finite or has another number of columns than in `fit`.
+            If Y is not finite, has another number of columns than in `fit`, or `out` has another shape.
         """
-        return super().transform_y(Y)
+        return super().transform_y(Y, out=out)
 
     def score(self, X, Y=None, sample_weight=None, paired_idx=None, *, y=None):
         """MeanR@1 on the pairs present, by cosines around `y_mean_`.

@@ -20,12 +20,13 @@ from sklearn.utils._param_validation import Interval
 
 from . import __version__
 from ._files import replacing
+from ._sources import Rows
 
 CHECKPOINT_CONSTRAINTS = {
     "checkpoint_dir": [str, os.PathLike, None],
     "checkpoint_interval": [Interval(Integral, 1, None, closed="left")],
 }
-_SAMPLE = 100_000  # rows of each array that are read to tell data apart
+_SAMPLE = 100_000, 10_000  # rows of an array, and of what lies on disk, that are read to tell data apart
 _OLD = 3600  # seconds after which nobody is still writing a file
 _SAME = 1e-3  # of cosines: what other numbers of threads or another machine may change by rounding
 _DIGEST = hashlib.sha256().digest_size  # bytes in front of what torch writes, which has no checksum that torch reads
@@ -168,7 +169,8 @@ def _fingerprint(estimator, views, device, others):
 
 def _sample(rows):
     """Shape, type and some rows of a view, evenly spaced; all if there are no more."""
-    return rows.shape, str(rows.dtype), np.asarray(rows[:: -(-len(rows) // _SAMPLE) or 1])
+    n_read = _SAMPLE[isinstance(rows, Rows)]
+    return rows.shape, str(rows.dtype), np.asarray(rows[:: -(-len(rows) // n_read) or 1])
 
 
 def _described(value):

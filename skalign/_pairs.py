@@ -7,6 +7,8 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from ._sources import JoinedRows, Rows
+
 _BLOCK = 8192  # rows taken at once where all are read
 _CV_HINT = (
     "Inside cross-validation (GridSearchCV, cross_val_score) integers cannot follow the folds; "
@@ -24,15 +26,15 @@ class PairedViews:
         The views as passed; entirely missing rows may still hold NaN.
     pairs : ndarray of int, shape (p, 2)
         Row ``k`` says that ``X[pairs[k, 0]]`` and ``Y[pairs[k, 1]]`` belong together.
-    X_pool, Y_pool : ndarray of shape (q_x, d_x) and (q_y, d_y), or None
-        Further unpaired rows.
+    X_pool, Y_pool : ndarray or Rows of shape (q_x, d_x) and (q_y, d_y), or None
+        Further unpaired rows. Where they are `Rows`, which are not in memory, so is what is made of them below.
     """
 
     X: np.ndarray
     Y: np.ndarray
     pairs: np.ndarray
-    X_pool: np.ndarray | None = None
-    Y_pool: np.ndarray | None = None
+    X_pool: np.ndarray | Rows | None = None
+    Y_pool: np.ndarray | Rows | None = None
 
     @property
     def X_pairs(self):
@@ -84,7 +86,7 @@ def judge_pairs(X, Y, paired_idx=None, X_pool=None, Y_pool=None, *, required=Tru
         Numeric views. A row that is NaN throughout is a missing sample; any other NaN or infinity is refused.
     paired_idx : None, bool (n,), int (p,) or int (p, 2)
         See :func:`check_pairs`.
-    X_pool, Y_pool : ndarray or None
+    X_pool, Y_pool : ndarray, Rows or None
         Finite unpaired rows of any length.
     required : bool, default=True
         Whether there must be a pair; else a `paired_idx` that is empty, or False throughout, means that there is none.
@@ -299,6 +301,8 @@ def _free_rows(view, paired_rows):
 
 def stack(rows, pool):
     """Rows, then those of a pool if there is one."""
+    if isinstance(pool, Rows):
+        return JoinedRows([rows, pool])
     return rows if pool is None else np.concatenate([rows, pool])
 
 

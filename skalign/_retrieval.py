@@ -146,7 +146,8 @@ class CrossModalRetriever(BaseEstimator):
         Parameters
         ----------
         gallery : array-like of shape (n, d_y), or (n, d_x) if ``gallery="x"``
-            Rows to be found.
+            Rows to be found. An aligner embeds those that are not in memory (see :meth:`SOTAlignTransformer.fit`) block by
+            block; their embeddings are kept in memory.
         y : None
             Ignored.
         queries : array-like of shape (m, d_x), or (m, d_y) if ``gallery="x"``, default=None

@@ -7,7 +7,8 @@ from numbers import Integral, Real
 import numpy as np
 from sklearn.base import _fit_context, clone
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.preprocessing import StandardScaler
+from sklearn.frozen import FrozenEstimator
+from sklearn.preprocessing import FunctionTransformer, Normalizer, StandardScaler
 from sklearn.utils import check_array
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
@@ -21,11 +22,13 @@ from ._core.objectives import PairsAndTeacher
 from ._export import preprocessing_layers
 from ._hubness import N_ANCHORS, N_NEIGHBORS, fit_local_scaling
 from ._pairs import missing_rows
+from ._sources import MappedRows, Rows
 from ._teachers import CCATeacher, ProcrustesTeacher
 from ._trained import ContrastiveTeacher, TrainedAligner, two
 
 _TEACHERS = {"cca": CCATeacher, "procrustes": ProcrustesTeacher, "contrastive": ContrastiveTeacher}
 _UNEVEN = 20  # ratio of the outer deciles of column deviations above which a view counts as features of mixed units
+_LEARN_NOTHING = (FrozenEstimator, FunctionTransformer, Normalizer)  # transformers that all rows teach nothing
 _TEACHER_WEIGHT = 0.4  # where there are unpaired rows to train on
 _SHARED = (  # settings that SOTAlign hands on to its second stage as they are
     "alpha",
@@ -171,14 +174,14 @@ class SOTAlignTransformer(TrainedAligner):
     Monitors hand ``paired_idx`` to their scorers.
 
     A file in `checkpoint_dir` is named after a fingerprint of the parameters (without `verbose`, `device` and those of the
-    checkpoints), the pairs, up to 100,000 rows of each array, evenly spaced, the version of skalign and the kind of device.
-    So the fits of a search share a folder, and what differs in any of these starts anew and is never mixed. The file takes
-    the place of the former one when it is whole, holds tensors and numbers alone, and stays when the fit has ended: the same
-    line then has its result without training. To train again, delete the file. Without `random_state`, the seed that was
-    drawn is kept in it, too. When Ctrl-C or a callback has stopped a training, the same line goes on from the last
-    checkpoint; callbacks number the steps of a run from 0, and ``estimator.n_iter_`` those of the training. The teacher is
-    fitted again, and keeps checkpoints if it has a `checkpoint_dir` of its own. A head or optimizer of your own must have a
-    name that can be pickled, and keep its state in `state_dict`.
+    checkpoints), the pairs, up to 100,000 rows of each array (10,000 of what lies on disk), evenly spaced, the version of
+    skalign and the kind of device. So the fits of a search share a folder, and what differs in any of these starts anew and is
+    never mixed. The file takes the place of the former one when it is whole, holds tensors and numbers alone, and stays when
+    the fit has ended: the same line then has its result without training. To train again, delete the file. Without
+    `random_state`, the seed that was drawn is kept in it, too. When Ctrl-C or a callback has stopped a training, the same line
+    goes on from the last checkpoint; callbacks number the steps of a run from 0, and ``estimator.n_iter_`` those of the
+    training. The teacher is fitted again, and keeps checkpoints if it has a `checkpoint_dir` of its own. A head or optimizer of
+    your own must have a name that can be pickled, and keep its state in `state_dict`.
 
     References
     ----------
@@ -301,7 +304,10 @@ class SOTAlignTransformer(TrainedAligner):
             Which rows belong together. None: row i of X and row i of Y, except missing ones. A boolean mask is the
             form that is safe inside cross-validation. The rows in no pair are unpaired.
         X_unpaired, Y_unpaired : array-like of shape (q_x, d_x) and (q_y, d_y), default=None
-            Further rows without a partner, of any number.
+            Further rows without a partner, of any number. They need not be in memory: the path of a ``.npy`` file, a memory
+            map, an HDF5 dataset (h5py), a zarr array, whatever else has shape, dtype and slices, or a list or tuple of these,
+            which are shards of one pool. Such rows are read once to check them. Then a thread of its own reads ahead of
+            the steps, in blocks of neighbouring rows that come in random order; some thousands of rows are shuffled together.
 
         Returns
         -------
@@ -313,7 +319,7 @@ class SOTAlignTransformer(TrainedAligner):
             If a view is not finite, the pairs are not legal, the device is not there, the fitted heads of a `warm_start` are
             of other sizes, a checkpoint is damaged, or what is to be trained cannot be kept in one.
         OSError
-            If `checkpoint_dir` cannot be written to.
+            If rows that are not in memory cannot be read, or `checkpoint_dir` cannot be written to.
         """
         views = self._judge(X, Y, paired_idx, X_unpaired, Y_unpaired)
         self.teacher_ = None
@@ -372,7 +378,8 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
         Teacher by name or instance, see :class:`SOTAlignTransformer`. "auto" is "cca" with a cross-validated ridge.
         To set or search its parameters (``teacher__reg``) give the estimator, ``CCATeacher()``.
     x_transformer, y_transformer : "auto", None or transformer, default="auto"
-        Preprocessing of each view, cloned and fitted on all its rows. "auto" standardises the columns of a view whose
+        Preprocessing of each view, cloned and fitted on all its rows; where these are not in memory, block by block if it
+        has ``partial_fit``, else on all of them, which then must fit into it. "auto" standardises the columns of a view whose
         standard deviations differ more than 20-fold between the lowest and the highest tenth (hand-made features of
         mixed units), and leaves embeddings alone. Rows are scaled to unit length and centred afterwards in any case.
     alpha : float, default=30
@@ -543,8 +550,11 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
         ------
         ValueError
             If a view is not finite, the pairs are not legal, or the device is not there.
+        OSError
+            If rows that are not in memory cannot be read.
         """
-        views = self._judge(X, Y, paired_idx, X_unpaired, Y_unpaired)
+        # pools are read for the preprocessing, and the second stage checks what was not
+        views = self._judge(X, Y, paired_idx, X_unpaired, Y_unpaired, check_pools=False)
 
         def attributes_of(attributes):
             return self._around(with_attributes(aligner, attributes), views, copy.deepcopy(self.random_state))
@@ -645,10 +655,26 @@ def _fit_transformer(transformer, rows):
     if transformer is None:
         return None
     if not isinstance(transformer, str):
-        return _without_strides(clone(transformer).fit(rows, None))  # a FrozenEstimator wants a y
-    deviation = rows.std(axis=0, dtype=np.float64)
+        return _without_strides(_fitted(clone(transformer), rows))
+    scaler = _fitted(StandardScaler(), rows) if isinstance(rows, Rows) else None  # one look at the rows is enough
+    deviation = rows.std(axis=0, dtype=np.float64) if scaler is None else np.sqrt(scaler.var_)
     low, high = np.quantile(deviation[deviation > 0], [0.1, 0.9]) if deviation.any() else (0, 0)
-    return StandardScaler().fit(rows) if high > _UNEVEN * low else None
+    if high <= _UNEVEN * low:
+        return None
+    return scaler or StandardScaler().fit(rows)
+
+
+def _fitted(transformer, rows):
+    """A transformer fitted on rows; on those out of core block by block, if it can be."""
+    if not isinstance(rows, Rows):
+        return transformer.fit(rows, None)  # a FrozenEstimator wants a y
+    if isinstance(transformer, _LEARN_NOTHING):
+        return transformer.fit(rows[:1], None)
+    if not hasattr(transformer, "partial_fit"):
+        return transformer.fit(np.asarray(rows), None)
+    for block in rows.blocks():
+        transformer.partial_fit(block)
+    return transformer
 
 
 def _without_strides(transformer):
@@ -664,6 +690,8 @@ def _apply(transformer, rows):
     """Preprocessed rows in the type they had; missing rows stay missing."""
     if transformer is None:
         return rows
+    if isinstance(rows, Rows):
+        return MappedRows(rows, lambda block: _apply(transformer, block))
     missing = missing_rows(rows)
     present = check_array(transformer.transform(rows[~missing]), dtype=rows.dtype, input_name="the preprocessed view")
     if not missing.any():

@@ -19,9 +19,11 @@ from ._checkpoints import CHECKPOINT_CONSTRAINTS, Checkpoint, SameTeacher
 from ._core.heads import HEADS, build_head, draw_back, n_weights, start_from
 from ._core.layers import UnitRows
 from ._core.objectives import PairsAndTeacher
+from ._core.reading import StreamedRows
 from ._core.rows import normalize_rows
 from ._core.training import OPTIMIZERS, TrainingViews, embed, train_heads, undisturbed
 from ._pairs import group_pairs
+from ._sources import JoinedRows, Rows
 
 _MAX_DIMENSION = 1024  # of the shared space by default, as in the paper
 _FEW = 100  # pairs by which a teacher is known again
@@ -113,12 +115,18 @@ class TrainedAligner(CallbackSupportMixin, BaseAligner):
                 # a view without unpaired rows lends its paired ones, so that the other view's still count
                 X = X if len(X) else views.X[np.unique(pairs[:, 0])]
                 Y = Y if len(Y) else views.Y[np.unique(pairs[:, 1])]
+            # rows of which every step takes all may as well be in memory
+            pools = zip((X, Y), batch_size_unpaired, strict=True)
+            X, Y = (rows[:] if len(rows) <= size else rows for rows, size in pools)
+        if with_unpaired and (isinstance(X, Rows) or isinstance(Y, Rows)):
+            unpaired = {"X": self._streamed(X, "x", fitted, device), "Y": self._streamed(Y, "y", fitted, device)}
+        elif with_unpaired:
             unpaired = {"X": tensor_x(X), "Y": tensor_y(Y)}
-        if fitted is not None:
-            unpaired |= {
-                "F_teacher": to_tensor(normalize_rows(fitted.transform(X)), device, torch.float32),
-                "G_teacher": to_tensor(normalize_rows(fitted.transform_y(Y)), device, torch.float32),
-            }
+            if fitted is not None:
+                unpaired |= {
+                    "F_teacher": to_tensor(normalize_rows(fitted.transform(X)), device, torch.float32),
+                    "G_teacher": to_tensor(normalize_rows(fitted.transform_y(Y)), device, torch.float32),
+                }
         head_x, head_y = head_x.to(device), head_y.to(device)
         data = TrainingViews(
             A=tensor_x(views.X[pairs[:, 0]]),
@@ -180,6 +188,14 @@ class TrainedAligner(CallbackSupportMixin, BaseAligner):
         if steps and not lent:
             steps.close()
         warn_of_ending(record, self.max_iter)
+
+    def _streamed(self, rows, view, teacher, device):
+        """Unpaired rows of a view that are prepared, and embedded by the teacher, batch by batch."""
+        return StreamedRows(
+            rows if isinstance(rows, Rows) else JoinedRows([rows]),
+            prepare=torch.nn.Sequential(*self._preparing_layers(view)).to(device),
+            teacher=None if teacher is None else _map_of(teacher, view, device),
+        )
 
     def _starts_from(self, teacher):
         """Whether the heads can start as the teacher: both linear, on rows scaled alike."""
@@ -458,6 +474,15 @@ def _go_on_from(head, state, view):
 def load_arrays(head, state):
     """The other way round than `to_arrays`."""
     head.load_state_dict({name: torch.as_tensor(np.array(array)) for name, array in state.items()})
+
+
+def _map_of(teacher, view, device):
+    """A function from a tensor of rows to their unit rows by a teacher, on the device if the teacher has layers."""
+    if hasattr(teacher, "to_torch"):
+        with contextlib.suppress(NotImplementedError):
+            return torch.nn.Sequential(teacher.to_torch()[view], UnitRows()).to(device)
+    embed_rows = teacher.transform if view == "x" else teacher.transform_y
+    return lambda rows: to_tensor(normalize_rows(embed_rows(rows.cpu().numpy())), device, torch.float32)
 
 
 def _drawn_back(state, start, weight):

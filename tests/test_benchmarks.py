@@ -321,3 +321,24 @@ def test_peak_memory_is_measured(monkeypatch, capsys):
     peak, seconds = capsys.readouterr().out.split()
     assert float(peak) < 500
     assert float(seconds) > 0
+
+
+def test_rows_on_disk_are_measured_beside_rows_in_memory(tmp_path, monkeypatch, capsys):
+    out_of_core = benchmark("out_of_core")
+    sizes = ["--rows", "0", "--compare-rows", "1100", "--columns", "16", "--pairs", "400", "--max-iter", "3"]
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["out_of_core.py", "--folder", str(tmp_path), *sizes, "--kinds", "path", "memory", "--rounds", "1"],
+    )
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    out_of_core.main()
+    X, Y = (np.load(tmp_path / f"{view}_1100_16.npy").astype(np.float32) for view in "XY")
+    A, B = (np.load(tmp_path / f"{view}_pairs_16.npy").astype(np.float32) for view in "XY")
+    assert len(X) == len(Y) == 1100
+    assert np.abs(A.T @ B).mean() > 1.5 * np.abs(X[:400].T @ Y[:400]).mean()  # pairs belong together, the others do not
+    table, errors = capsys.readouterr()
+    measured = [json.loads(line.replace("'", '"').split(" ", 1)[1]) for line in errors.splitlines() if "{" in line]
+    assert all(run["resident"] >= run["anonymous"] > 0.01 and run["step"] > 0 for run in measured)
+    ratio = measured[1]["step"] / measured[0]["step"]
+    assert f"path: {ratio:.2f} of the throughput of memory a step" in table

@@ -25,6 +25,7 @@ from sklearn.utils.fixes import parse_version
 import skalign._checkpoints
 from skalign import BridgeFlow, CCATeacher, ContrastiveTeacher, ProcrustesTeacher, SOTAlign, SOTAlignTransformer, load
 from skalign._core import training
+from skalign._sources import stored_rows
 from skalign.baselines import NNCLR, SAIL, SCLIP, STRUCTURE
 from skalign.datasets import make_two_views
 from skalign.model_selection import PairedKFold
@@ -168,6 +169,22 @@ def test_a_flow_goes_on_in_either_direction(data, tmp_path, death, mode):
     other = labels | {"labels_x": np.where(np.arange(len(data.X)) < 60, labels["labels_x"], -1)}
     kept_in(tmp_path, aligner).fit(data.X, data.Y, data.paired_idx, **other)
     assert death.n_steps == MAX_ITER - INTERVAL + 2 * MAX_ITER
+
+
+def test_rows_on_disk_are_drawn_on_from_where_they_were(data, tmp_path, death):
+    pools = {"X_unpaired": tmp_path / "x.npy", "Y_unpaired": tmp_path / "y.npy"}
+    for path, rows in zip(pools.values(), (data.X[40:], data.Y[40:]), strict=True):
+        np.save(path, rows)
+
+    def fitted_from_disk(aligner):
+        return aligner.fit(data.X[:40], data.Y[:40], **pools)
+
+    expected = fitted_from_disk(clone(TRAINED["SOTAlign"]))
+    death.left, death.n_steps = 4, 0
+    with pytest.raises(Killed):
+        fitted_from_disk(kept_in(tmp_path))
+    assert_same_fit(fitted_from_disk(kept_in(tmp_path)), expected, data)
+    assert death.n_steps == 4 + MAX_ITER - INTERVAL
 
 
 def test_an_early_stop_is_an_end(data, tmp_path, death):
@@ -383,11 +400,13 @@ def test_what_makes_no_difference_goes_on(data, tmp_path, death):
 
 
 def test_rows_beyond_the_sample_are_taken_evenly(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(skalign._checkpoints, "_SAMPLE", 20)
+    monkeypatch.setattr(skalign._checkpoints, "_SAMPLE", (20, 10))
     shape, _, rows = skalign._checkpoints._sample(data.X)
     assert shape == data.X.shape == (95, 7)
     assert_array_equal(rows, data.X[::5])
     assert_array_equal(skalign._checkpoints._sample(data.X[:20])[2], data.X[:20])
+    np.save(tmp_path / "rows.npy", data.X)
+    assert_array_equal(skalign._checkpoints._sample(stored_rows(tmp_path / "rows.npy", "X_unpaired"))[2], data.X[::10])
 
 
 def test_the_fits_of_a_search_share_a_folder(data, tmp_path, death):

@@ -115,6 +115,19 @@ def test_pools_equal_free_rows(aligner, data):
     assert_allclose(pooled.transform(data.X_test), expected)
 
 
+def test_pools_on_disk_equal_pools_in_memory(aligner, data, tmp_path):
+    p = len(data.paired_idx)
+    pools = {"X_unpaired": data.X[p:], "Y_unpaired": data.Y[p:]}
+    paths = {name: tmp_path / f"{name}.npy" for name in pools}
+    for name, pool in pools.items():
+        np.save(paths[name], pool)
+    expected = clone(aligner).fit(data.X[:p], data.Y[:p], **pools)
+    aligner.fit(data.X[:p], data.Y[:p], **paths)
+    assert_allclose(aligner.transform(data.X_test), expected.transform(data.X_test))
+    np.save(tmp_path / "Y.npy", data.Y_test)
+    assert_allclose(aligner.transform_y(tmp_path / "Y.npy"), expected.transform_y(data.Y_test))
+
+
 def test_nan_rows_mark_missing_partners(aligner, data):
     p = len(data.paired_idx)
     X = np.concatenate([data.X, np.full((len(data.Y) - p, 7), np.nan)])

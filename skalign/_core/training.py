@@ -15,6 +15,7 @@ from .heads import random_numbers
 from .lion import Lion
 from .objectives import Batch
 from .ranks import recalls
+from .reading import StreamedRows, StreamedSampler
 
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "lion": Lion}
 
@@ -24,15 +25,16 @@ class TrainingViews:
     """Tensors the heads are trained on, all on one device.
 
     A, B : (p, d_x), (p, d_y) pairs, row by row; `pairs` (p, 2) says which samples the rows are.
-    X, Y : (u_x, d_x), (u_y, d_y) unpaired rows; F_teacher, G_teacher : (u_x, k), (u_y, k) unit rows of the teacher.
+    X, Y : (u_x, d_x), (u_y, d_y) unpaired rows; F_teacher, G_teacher : (u_x, k), (u_y, k) unit rows of the teacher. Where the
+    rows do not fit into memory, X and Y are `StreamedRows`, which bring their teacher along.
     held_out : None, or rows of X and of Y never trained on and the pairs (q, 2) among them.
     """
 
     A: torch.Tensor
     B: torch.Tensor
     pairs: torch.Tensor
-    X: torch.Tensor | None = None
-    Y: torch.Tensor | None = None
+    X: torch.Tensor | StreamedRows | None = None
+    Y: torch.Tensor | StreamedRows | None = None
     F_teacher: torch.Tensor | None = None
     G_teacher: torch.Tensor | None = None
     held_out: tuple | None = None
@@ -86,7 +88,7 @@ def train_heads(
     See `descend`, of which this is the form for two heads. `parts` are those, by name, that a checkpoint keeps beyond what is
     seen here.
     """
-    device = views.A.device
+    device, reading = views.A.device, contextlib.ExitStack()
 
     def embed_x(rows):
         return unit_rows(head_x(rows))
@@ -97,7 +99,7 @@ def train_heads(
     def prepare():
         generator = torch.Generator().manual_seed(seed)
         parameters = [*head_x.parameters(), *head_y.parameters(), *objective.to(device).parameters()]
-        draw, samplers = _batches(views, objective.takes_unpaired, batch_size, batch_size_unpaired, generator)
+        draw, samplers = _batches(views, objective.takes_unpaired, batch_size, batch_size_unpaired, generator, reading)
         seen = {"head_x": head_x, "head_y": head_y, "objective": objective, **samplers}
         if views.held_out is not None:
             head_x.train(), head_y.train()  # as a look leaves them, so that a training that is resumed has them alike
@@ -106,22 +108,23 @@ def train_heads(
     look = None
     if views.held_out is not None:
         look = functools.partial(_held_out_recall, head_x, head_y, views.held_out)
-    return descend(
-        prepare,
-        (head_x, head_y),
-        objective.terms,
-        look=look,
-        optimizer=optimizer,
-        learning_rate=learning_rate,
-        weight_decay=weight_decay,
-        warmup=warmup,
-        max_iter=max_iter,
-        n_iter_no_change=n_iter_no_change,
-        validation_interval=validation_interval,
-        announce=announce,
-        report=report,
-        checkpoint=checkpoint,
-    )
+    with reading:
+        return descend(
+            prepare,
+            (head_x, head_y),
+            objective.terms,
+            look=look,
+            optimizer=optimizer,
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            warmup=warmup,
+            max_iter=max_iter,
+            n_iter_no_change=n_iter_no_change,
+            validation_interval=validation_interval,
+            announce=announce,
+            report=report,
+            checkpoint=checkpoint,
+        )
 
 
 def descend(
@@ -254,29 +257,44 @@ class _Sampler:
         return batch.to(self.device)
 
 
-def _batches(views, takes_unpaired, batch_size, batch_size_unpaired, generator):
-    """A function that draws the next `Batch`, and by name all whose state it depends on."""
+def _batches(views, takes_unpaired, batch_size, batch_size_unpaired, generator, reading):
+    """A function that draws the next `Batch`, and by name all whose state it depends on.
+
+    The exit stack `reading` ends what is read ahead.
+    """
     device = views.A.device
     for_objective = torch.Generator().manual_seed(generator.initial_seed())
-    draw_pairs = _Sampler(len(views.A), batch_size, generator, device)
+    draw_pairs, draw_unpaired = _Sampler(len(views.A), batch_size, generator, device), dict
     parts = {"generator": generator, "for_objective": for_objective, "draw_pairs": draw_pairs}
     if takes_unpaired:
-        draw_x = _Sampler(len(views.X), batch_size_unpaired[0], generator, device)
-        draw_y = _Sampler(len(views.Y), batch_size_unpaired[1], generator, device)
-        parts |= {"draw_x": draw_x, "draw_y": draw_y}
+        draw_unpaired, samplers = _draw_unpaired(views, batch_size_unpaired, generator, reading)
+        parts |= samplers
 
     def draw():
         at = draw_pairs()
-        unpaired = {}
-        if takes_unpaired:
-            i, j = draw_x(), draw_y()
-            unpaired = {"X": views.X[i], "Y": views.Y[j], "same_rows": draw_x.takes_all and draw_y.takes_all}
-            if views.F_teacher is not None:
-                unpaired |= {"F_teacher": views.F_teacher[i], "G_teacher": views.G_teacher[j]}
+        unpaired = draw_unpaired()
         matches = _matches(views.pairs[at])
         return Batch(A=views.A[at], B=views.B[at], matches=matches, at=at, generator=for_objective, **unpaired)
 
     return draw, parts
+
+
+def _draw_unpaired(views, batch_sizes, generator, reading):
+    """A function that draws the unpaired rows of a `Batch`, and by name what it draws them with."""
+    if isinstance(views.X, StreamedRows):
+        sampler = StreamedSampler(views.X, views.Y, batch_sizes, generator, views.A.device, reading)
+        return sampler, {"draw_unpaired": sampler}
+    draw_x = _Sampler(len(views.X), batch_sizes[0], generator, views.A.device)
+    draw_y = _Sampler(len(views.Y), batch_sizes[1], generator, views.A.device)
+
+    def draw():
+        i, j = draw_x(), draw_y()
+        unpaired = {"X": views.X[i], "Y": views.Y[j], "same_rows": draw_x.takes_all and draw_y.takes_all}
+        if views.F_teacher is not None:
+            unpaired |= {"F_teacher": views.F_teacher[i], "G_teacher": views.G_teacher[j]}
+        return unpaired
+
+    return draw, {"draw_x": draw_x, "draw_y": draw_y}
 
 
 def _matches(pairs):

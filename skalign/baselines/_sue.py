@@ -92,6 +92,8 @@ class SUE(BaseAligner):
     (100, 8)
     """
 
+    _reads_pools = True  # for the graph of their neighbours
+
     _parameter_constraints: dict = {
         "n_components": [Interval(Integral, 1, None, closed="left")],
         "n_eigenvectors": [Interval(Integral, 1, None, closed="left")],
@@ -132,7 +134,7 @@ class SUE(BaseAligner):
         Parameters
         ----------
         X, Y, paired_idx, X_unpaired, Y_unpaired
-            As in :meth:`skalign.SOTAlign.fit`.
+            As in :meth:`skalign.SOTAlign.fit`. Unpaired rows that are not in memory are all read into it.
 
         Returns
         -------

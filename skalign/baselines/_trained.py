@@ -52,7 +52,7 @@ class _TrainedRival(TrainedAligner):
         Parameters
         ----------
         X, Y, paired_idx, X_unpaired, Y_unpaired
-            As in :meth:`skalign.SOTAlign.fit`.
+            As in :meth:`skalign.SOTAlign.fit`. For NNCLR, unpaired rows that are not in memory are all read into it.
 
         Returns
         -------
@@ -358,6 +358,8 @@ class NNCLR(_TrainedRival):
     >>> rival.score(data.X_test, data.Y_test, paired_idx=data.test_idx) > 0.5
     True
     """
+
+    _reads_pools = True  # neighbours are sought among all rows
 
     _parameter_constraints: dict = {
         **_TrainedRival._parameter_constraints,

@@ -1,5 +1,6 @@
 """Laws of the training loop. Knows torch, knows nothing of estimators."""
 
+import contextlib
 import math
 from types import SimpleNamespace
 
@@ -207,7 +208,7 @@ def test_seed_decides_the_batches():
 
 @pytest.mark.parametrize(("sizes", "all_rows"), [((40, 50), True), ((40, 19), False), ((17, 50), False)])
 def test_a_batch_holds_the_rows_it_drew(views, sizes, all_rows):
-    draw = training._batches(views, True, 9, sizes, torch.Generator().manual_seed(0))[0]
+    draw = training._batches(views, True, 9, sizes, torch.Generator().manual_seed(0), contextlib.ExitStack())[0]
     for _ in range(3):
         batch = draw()
         assert len(batch.at) == len(batch.A) == 9
@@ -223,7 +224,7 @@ def test_a_batch_holds_the_rows_it_drew(views, sizes, all_rows):
 
 
 def test_a_batch_of_pairs_alone_holds_nothing_else(views):
-    batch = training._batches(views, False, 9, (17, 19), torch.Generator().manual_seed(0))[0]()
+    batch = training._batches(views, False, 9, (17, 19), torch.Generator().manual_seed(0), contextlib.ExitStack())[0]()
     assert (batch.X, batch.Y, batch.F_teacher, batch.G_teacher) == (None, None, None, None)
 
 

@@ -92,8 +92,8 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         Y : array-like of shape (m, d_y), default=None
             Rows of the second view; `m` may differ from `n`.
         out : array of shape (n, n_components_), default=None
-            Where to write the rows of X: an array, memory map, HDF5 dataset or zarr array, which is returned. So
-            neither X nor its embedding needs to fit into memory.
+            Where to write the rows of X: an array, memory map, HDF5 dataset or zarr array of floating-point numbers, which
+            is returned, unless `set_output` asks for a frame. So neither X nor its embedding needs to fit into memory.
 
         Returns
         -------
@@ -252,8 +252,8 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         NotFittedError
             If the aligner is not fitted.
         NotImplementedError
-            If a step has no layers: SUE, and transformers other than StandardScaler, Normalizer("l2"), PCA and pipelines
-            of them.
+            If a step has no layers: SUE, BridgeFlow, and transformers other than StandardScaler, Normalizer("l2"), PCA and
+            pipelines of them.
 
         Examples
         --------
@@ -370,6 +370,8 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
                 f"`out` must have a row for each row of {name} and `n_components_` columns, {shape}, but its shape is "
                 f"{tuple(out.shape)}. Make it anew, on disk as with np.lib.format.open_memmap(path, 'w+', shape={shape})."
             )
+        elif np.dtype(out.dtype).kind != "f":
+            raise ValueError(f"`out` must hold floating-point numbers, but it holds {out.dtype}. Make it of float32.")
         start = 0
         for block in [embedded] if rows is None else (embed(check(block)) for block in rows.blocks()):
             out[start : start + len(block)] = block

@@ -11,7 +11,7 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
-from ._arrays import like_input, resolve_device, to_tensor
+from ._arrays import like_input, resolve_device, to_numpy, to_tensor
 from ._base import BaseAligner, all_or_nothing
 from ._checkpoints import CHECKPOINT_CONSTRAINTS, Checkpoint
 from ._classes import classes_of
@@ -204,7 +204,9 @@ class BridgeFlow(BaseAligner):
     (200, 200)
     """
 
-    _reads_pools = True  # the coupling matches all rows
+    @property
+    def _reads_pools(self):
+        return self.mode == "ot"  # the coupling matches all rows
 
     _parameter_constraints: dict = {
         "mode": [StrOptions({"ot", "exemplar"})],
@@ -323,11 +325,13 @@ class BridgeFlow(BaseAligner):
         labelled = labels_x is not None or labels_y is not None
         views = self._judge(X, Y, paired_idx, X_unpaired, Y_unpaired, required=not labelled)
         device = resolve_device(self.device)
-        labels = [None if given is None else np.asarray(given) for given in (labels_x, labels_y)]
+        labels = [None if given is None else to_numpy(given) for given in (labels_x, labels_y)]
         checkpoint = Checkpoint.of(self, views, device, labels)
         rng = check_random_state(self.random_state if checkpoint is None else checkpoint.random_state)
         pairs, held_out = hold_out(views.pairs, self.validation_fraction if self.early_stopping else None, rng)
-        members = judge_labels(views, held_out, labels_x, labels_y) if labelled else ([], [])
+        members, taken = ([], []), None
+        if labelled:
+            members, taken = judge_labels(views, held_out, labels_x, labels_y)
         self.x_mean_, self.x_scale_ = mean_and_scale(views.X, views.X_pool)
         self.y_mean_, self.y_scale_ = mean_and_scale(views.Y, views.Y_pool)
         self.n_components_ = self.n_features_in_y_
@@ -351,10 +355,12 @@ class BridgeFlow(BaseAligner):
             self.cost_, self.coupling_, self.cv_scores_ = None, None, {}
             self.bridges_x_ = np.concatenate([A, classes_x.means])
             self.bridges_y_ = np.concatenate([B, classes_y.means])
-            if self.self_training:
+            if self.self_training and labelled:
                 classifier = None if self.self_training is True else self.self_training
-                classes_x = classes_x.joined_by(some_x, classifier, rng)
-                classes_y = classes_y.joined_by(some_y, classifier, rng)
+                further_x = self._prepared_x(some_rows(views.X, views.X_pool, _REFERENCE, rng, taken[0]))
+                further_y = self._prepared_y(some_rows(views.Y, views.Y_pool, _REFERENCE, rng, taken[1]))
+                classes_x = classes_x.joined_by(further_x, classifier, rng)
+                classes_y = classes_y.joined_by(further_y, classifier, rng)
             U, V = classes_x.rows, classes_y.rows
             partners, back_partners = classes_x.partners_in_mean(classes_y), classes_y.partners_in_mean(classes_x)
             others = ExemplarSampler(classes_x.members, classes_y.members, rng) if labelled else None

@@ -81,10 +81,10 @@ class Checkpoint:
         """
         if not (n_iter == 1 or is_last or n_iter % self.interval == 0):
             return
-        state = _plain({name: _state(part) for name, part in parts.items()})
         try:
+            state = _plain({name: _state(part) for name, part in parts.items()})
             self._write({"fingerprint": self.fingerprint, "seed": self.seed, "state": state})
-        except OSError as error:
+        except (OSError, ValueError) as error:  # a state may come to hold what no file can
             if n_iter == 1:
                 raise
             warnings.warn(
@@ -162,8 +162,8 @@ def _fingerprint(estimator, views, device, others):
         return joblib.hash([__version__, device.type, _described(estimator), views.pairs, rows, others])
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise ValueError(
-            f"A checkpoint is found again by the parameters, but one of them has no name that lasts ({error}). Define what "
-            "you give (a head, an optimizer, a teacher) at the top level of a module, not as a lambda or inside a function."
+            f"A checkpoint is found again by the parameters, but one of them has no name that lasts ({error.args[0]}). Define "
+            "what you give (a head, an optimizer, a teacher) at the top level of a module, not in a function or as a lambda."
         ) from error
 
 

@@ -29,7 +29,7 @@ class Classes(NamedTuple):
 
         None is the classifier that `choose_classifier` finds.
         """
-        if len(self.members) < 2:
+        if len(self.members) < 2 or not len(rows):
             return self
         known, labels = self.labelled()
         taught = rng.permutation(len(labels))[:_MOST_TAUGHT]

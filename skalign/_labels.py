@@ -9,7 +9,10 @@ from ._pairs import missing_rows
 
 
 def judge_labels(views, held_out, labels_x, labels_y):
-    """Rows of X and rows of Y of each class that is labelled on both sides; held-out rows have no label."""
+    """Rows of X and rows of Y of each class that is labelled on both sides; of each row, whether it is labelled or held out.
+
+    Held-out rows are of no class.
+    """
     labels_x, labels_y = _check_labels(labels_x, views.X, "x"), _check_labels(labels_y, views.Y, "y")
     of_x, of_y = labels_x[views.pairs[:, 0]], labels_y[views.pairs[:, 1]]
     unlike = np.flatnonzero((of_x != of_y) & (of_x >= 0) & (of_y >= 0))
@@ -35,13 +38,21 @@ def judge_labels(views, held_out, labels_x, labels_y):
             UserWarning,
             stacklevel=5,
         )
-    return [rows_x[labels_x[rows_x] == c] for c in common], [rows_y[labels_y[rows_y] == c] for c in common]
+    members = [rows_x[labels_x[rows_x] == c] for c in common], [rows_y[labels_y[rows_y] == c] for c in common]
+    return members, (_taken(labels_x, held_x), _taken(labels_y, held_y))
 
 
 def _labelled_rows(labels, view, held_out):
     rows = np.flatnonzero(labels >= 0)
     rows = rows[~missing_rows(view[rows])]
     return rows if held_out is None else np.setdiff1d(rows, held_out)
+
+
+def _taken(labels, held_out):
+    taken = labels >= 0
+    if held_out is not None:
+        taken[held_out] = True
+    return taken
 
 
 def _check_labels(labels, view, name):

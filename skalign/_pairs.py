@@ -314,12 +314,16 @@ def mean_and_scale(view, pool):
     return mean, float(np.sqrt(square)) or 1.0
 
 
-def some_rows(view, pool, n_rows, rng):
-    """Up to `n_rows` of the present rows of a view and its pool, in their order; all of them if there are no more."""
+def some_rows(view, pool, n_rows, rng, without=None):
+    """Up to `n_rows` of the present rows of a view and its pool, in their order; all of them if there are no more.
+
+    `without` is None, or tells of each row of the view whether it is left out.
+    """
     n_all = len(view) + (0 if pool is None else len(pool))
     # of many, draws with replacement, of which a few are lost: no permutation as long as the view
     rows = np.unique(rng.randint(n_all, size=n_rows)) if n_all > n_rows else np.arange(n_all)
-    drawn = view[rows[rows < len(view)]]
+    of_view = rows[rows < len(view)]
+    drawn = view[of_view if without is None else of_view[~without[of_view]]]
     return stack(drawn[~missing_rows(drawn)], None if pool is None else pool[rows[rows >= len(view)] - len(view)])
 
 

@@ -417,7 +417,8 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
         Start from the heads of the `fit` before, if there is one; `teacher_weight` does nothing then.
     checkpoint_dir : str or path-like, default=None
         Folder in which the state of the training is kept, so that a `fit` that was killed goes on where it was when the
-        same line runs again; see :class:`SOTAlignTransformer`.
+        same line runs again; see :class:`SOTAlignTransformer`. Without `random_state` the anchors of the hubness
+        correction are drawn anew.
     checkpoint_interval : int, default=100
         Steps between two checkpoints.
     device : str or torch.device, default="auto"
@@ -569,7 +570,10 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
         aligner._steps = steps
         if self.warm_start and hasattr(self, "aligner_"):
             vars(aligner).update(
-                {name: getattr(self.aligner_, name) for name in ("x_head_", "y_head_", "n_components_")}
+                {
+                    name: getattr(self.aligner_, name)
+                    for name in ("x_head_", "y_head_", "x_mean_", "y_mean_", "n_components_")
+                }
             )
         aligner.fit(
             _apply(self.x_transformer_, views.X),

@@ -75,13 +75,15 @@ class TrainedAligner(CallbackSupportMixin, BaseAligner):
         lent = vars(self).pop("_steps", None)
         steps = lent or Steps.of(self, views, self.max_iter)
         device = resolve_device(self.device)
-        former = (self.x_head_, self.y_head_) if self.warm_start and hasattr(self, "x_head_") else None
+        names = "x_head_", "y_head_", "x_mean_", "y_mean_"
+        former = [getattr(self, name) for name in names] if self.warm_start and hasattr(self, "x_head_") else None
         checkpoint = Checkpoint.of(self, views, device, former)
         random_state = self.random_state if checkpoint is None else checkpoint.random_state
         rng = check_random_state(random_state)
         pairs, held_out = hold_out(views.pairs, self.validation_fraction if self.early_stopping else None, rng)
         seed_x, seed_y, seed_batches = rng.randint(2**31 - 1, size=3).tolist()
-        self._fit_means(views)
+        if former is None:  # else the former heads go with the former means
+            self._fit_means(views)
         self.head_ = self.head
         if teacher is None:
             warn_zero_rows(views, depth=1)

@@ -323,6 +323,26 @@ def test_output_has_the_columns_of_y(data):
     assert list(flow.transform(data.X_test).columns) == list(frame.columns)
 
 
+def test_a_labelled_row_keeps_its_class_and_a_held_out_one_has_none(classes):
+    X, Y, of_x, of_y = classes
+    settings = SMALL | {"max_iter": 5}
+    labels = {"labels_x": (of_x + np.arange(60) // 30) % 3, "labels_y": of_y}  # half of the x far from their class
+    joined, alone = (
+        BridgeFlow("exemplar", self_training=s, **settings).fit(X, Y, [], **labels).transform(X) for s in (True, False)
+    )
+    assert_array_equal(joined, alone)
+    pairs = np.column_stack([np.arange(50)] * 2)
+    settings |= {"early_stopping": True, "validation_fraction": 0.5}
+    labels = {"labels_x": known(of_x, 50), "labels_y": known(of_y, 50)}
+    held, none = (
+        BridgeFlow("exemplar", self_training=s, **settings).fit(
+            X[:50], Y, pairs, **labels | {"labels_x": labels["labels_x"][:50]}
+        )
+        for s in (True, False)
+    )
+    assert_array_equal(held.transform(X), none.transform(X))
+
+
 def test_a_users_classifier_tells_who_joins(classes):
     X, Y, of_x, of_y = classes
     labels = {"labels_x": known(of_x, 12), "labels_y": known(of_y, 12)}

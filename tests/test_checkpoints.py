@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import sklearn
 import torch
-from numpy.testing import assert_array_equal
+from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.frozen import FrozenEstimator
@@ -277,7 +277,7 @@ def test_the_progress_bar_counts_the_steps_before(data, tmp_path, death, capsys)
 
 
 _SCRIPT = """
-import os, random, signal, sys, time
+import os, random, signal, sys
 from pathlib import Path
 import numpy as np
 import torch  # imported only: what has not computed yet can be forked
@@ -299,22 +299,28 @@ def train(checkpoint_dir, result):
     np.savez(result, *aligner.x_head_.values(), *aligner.y_head_.values(), *aligner.loss_curve_.values())
 
 
-def run(*args, patience=None):
-    '''Seconds it took, or None if it was killed.'''
-    start, child = time.monotonic(), os.fork()
+def written(folder):
+    return {file: file.stat().st_mtime_ns for file in folder.glob("*.checkpoint")}
+
+
+def run(folder, result, n_writes=None):
+    '''Whether it came to its end: after that many checkpoints it is killed, wherever it is then.'''
+    child, status, last = os.fork(), None, written(folder) if folder else None
     if not child:
         try:
-            train(*args)
+            train(folder, result)
         finally:
             os._exit(int(sys.exc_info()[0] is not None))
-    if patience is not None:
-        time.sleep(patience)
-        os.kill(child, signal.SIGKILL)
-    status = os.waitpid(child, 0)[1]
-    if os.WIFSIGNALED(status):
-        return None
-    assert status == 0, "the training failed"
-    return time.monotonic() - start
+    while n_writes is not None and status is None:
+        n_writes, last = n_writes - (written(folder) != last), written(folder)
+        if n_writes < 0:
+            os.kill(child, signal.SIGKILL)
+            break
+        ended, code = os.waitpid(child, os.WNOHANG)
+        status = code if ended else None
+    status = os.waitpid(child, 0)[1] if status is None else status
+    assert os.WIFSIGNALED(status) or status == 0, "the training failed"
+    return not os.WIFSIGNALED(status)
 
 
 def arrays(path):
@@ -322,7 +328,7 @@ def arrays(path):
         return [file[name] for name in file.files]
 
 
-seconds = run(None, here / "expected.npz")
+run(None, here / "expected.npz")
 expected, n_kills, n_resumed, n_rounds = arrays(here / "expected.npz"), 0, 0, 0
 random.seed(0)
 while n_kills < 20:
@@ -330,8 +336,7 @@ while n_kills < 20:
     folder, result = here / f"checkpoints_{n_rounds}", here / f"{n_rounds}.npz"
     while True:
         n_resumed += any(folder.glob("*.checkpoint"))
-        patience = random.uniform(0.1, 1) * seconds if n_kills < 20 else None
-        if run(folder, result, patience=patience) is not None:
+        if run(folder, result, random.randrange(5) if n_kills < 20 else None):
             break
         n_kills += 1
     assert len(list(folder.glob("*.checkpoint"))) == 1
@@ -615,6 +620,19 @@ def test_a_warm_start_is_where_the_fit_before_ended(aligner, data):
         assert_array_equal(before, after)
     fitted(aligner.set_params(warm_start=False), data)
     assert not all(np.array_equal(before, after) for before, after in zip(first, weights_of(aligner), strict=True))
+
+
+@warm
+def test_a_warm_start_on_other_pairs_maps_as_before(aligner, data):
+    aligner = clone(aligner).fit(data.X, data.Y, data.paired_idx[:15])
+    before = aligner.transform(data.X_test)
+    fitted(aligner.set_params(learning_rate=1e-12), data)
+    if "hubness_correction" in aligner.get_params():
+        before, after = before[:, :-4], aligner.transform(data.X_test)[:, :-4]
+        before, after = (Z / np.linalg.norm(Z, axis=1, keepdims=True) for Z in (before, after))
+    else:
+        after = aligner.transform(data.X_test)
+    assert_allclose(after, before, atol=1e-5)
 
 
 @warm

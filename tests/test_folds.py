@@ -141,3 +141,16 @@ def test_fits_in_parallel_that_are_no_folds_take_row_numbers(table):
     fit = CCATeacher(reg=0.1).fit
     (fitted,) = Parallel(1)(delayed(fit)(X, Y, rows) for rows in [np.flatnonzero(mask)])
     assert fitted.n_pairs_ == 100
+
+
+def test_a_pool_on_disk_stays_whole_in_every_fold(table, tmp_path):
+    X, Y, mask = table
+    np.save(tmp_path / "x.npy", X[~mask])
+    path = tmp_path / "x.npy"
+    aligner, pairs = CCATeacher(reg=0.01, center="all"), (X[mask], Y[mask])
+    expected = cross_val_score(aligner, *pairs, cv=2, params={"X_unpaired": X[~mask]})
+    for pool in (path, str(path), [path]):
+        assert_allclose(cross_val_score(aligner, *pairs, cv=2, params={"X_unpaired": pool}), expected)
+    for pool in ([path] * mask.sum(), "/" * (mask.sum() - len(str(path))) + str(path)):
+        with pytest.raises(ValueError, match="string or list of length 100, as long as X.* Pass a pathlib.Path"):
+            cross_val_score(aligner, *pairs, cv=2, params={"X_unpaired": pool}, error_score="raise")

@@ -434,3 +434,11 @@ def test_a_sampler_goes_on_where_another_was(data):
             going_on = second()
             assert_array_equal(going_on["X"], batch["X"])
             assert_array_equal(going_on["Y"], batch["Y"])
+
+
+def test_whole_numbers_are_no_place_for_an_embedding(data):
+    aligner = CCATeacher(reg=0.1).fit(*data.pairs)
+    out = np.ones((len(data.X_test), aligner.n_components_), dtype=int)
+    with pytest.raises(ValueError, match="must hold floating-point numbers, but it holds int64"):
+        aligner.transform(data.X_test, out=out)
+    assert (out == 1).all()

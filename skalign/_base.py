@@ -87,11 +87,11 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         Parameters
         ----------
         X : array-like of shape (n, d_x)
-            Rows of the first view, finite. Those that are not in memory (:meth:`SOTAlignTransformer.fit` lists their kinds)
-            are read and mapped block by block.
+            Rows of the first view, finite. Those that are not in memory (:meth:`~skalign.SOTAlignTransformer.fit` lists
+            their kinds) are read and mapped block by block.
         Y : array-like of shape (m, d_y), default=None
             Rows of the second view; `m` may differ from `n`.
-        out : array of shape (n, n_components_), default=None
+        out : array of shape (n, k), default=None
             Where to write the rows of X: an array, memory map, HDF5 dataset or zarr array of floating-point numbers, which
             is returned, unless `set_output` asks for a frame. So neither X nor its embedding needs to fit into memory.
 
@@ -119,7 +119,7 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         ----------
         Y : array-like of shape (m, d_y)
             Rows of the second view, finite, as in `transform`.
-        out : array of shape (m, n_components_), default=None
+        out : array of shape (m, k), default=None
             Where to write the result, as in `transform`.
 
         Returns

@@ -89,7 +89,7 @@ class HubnessCorrection(BaseAligner):
         Parameters
         ----------
         X, Y, paired_idx, X_unpaired, Y_unpaired
-            As in :meth:`SOTAlignTransformer.fit`.
+            As in :meth:`~skalign.SOTAlignTransformer.fit`.
 
         Returns
         -------

@@ -541,7 +541,7 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
         Parameters
         ----------
         X, Y, paired_idx, X_unpaired, Y_unpaired
-            As in :meth:`SOTAlignTransformer.fit`.
+            As in :meth:`~skalign.SOTAlignTransformer.fit`.
 
         Returns
         -------

@@ -407,7 +407,7 @@ class ContrastiveTeacher(TrainedAligner):
         Parameters
         ----------
         X, Y, paired_idx, X_unpaired, Y_unpaired
-            As in :meth:`SOTAlignTransformer.fit`; unpaired rows only move the means, and only if ``center="all"``.
+            As in :meth:`~skalign.SOTAlignTransformer.fit`; unpaired rows only move the means, and only if ``center="all"``.
 
         Returns
         -------

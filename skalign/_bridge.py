@@ -307,8 +307,8 @@ class BridgeFlow(BaseAligner):
         Parameters
         ----------
         X, Y, paired_idx, X_unpaired, Y_unpaired
-            As in :meth:`SOTAlignTransformer.fit`. With labels there need not be a pair: ``paired_idx=[]``. Unpaired rows that
-            are not in memory are all read into it.
+            As in :meth:`SOTAlignTransformer.fit`. With labels there need not be a pair: ``paired_idx=[]``. With
+            ``mode="ot"`` unpaired rows that are not in memory are all read into it.
         labels_x, labels_y : array-like of int, shape (n_x,) and (n_y,), default=None
             Class of each row of X and of Y, -1 where it is unknown; both or neither. Rows of the further pools have none.
 

@@ -31,9 +31,9 @@ class Classes(NamedTuple):
         """
         if len(self.members) < 2 or not len(rows):
             return self
-        known, labels = self.labelled()
+        labels = self._labels()
         taught = rng.permutation(len(labels))[:_MOST_TAUGHT]
-        known, labels = known[taught], labels[taught]
+        known, labels = self.rows[np.concatenate(self.members)[taught]], labels[taught]
         if classifier is None:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", ".* zero standard deviation")  # columns may be constant
@@ -48,10 +48,6 @@ class Classes(NamedTuple):
         """Rows of all classes (as positions), and the mean of each one's class in the other view."""
         at, labels = np.concatenate([np.empty(0, dtype=np.intp), *self.members]), self._labels()
         return at, other.means[labels]
-
-    def labelled(self):
-        """Rows of all classes, and the class of each."""
-        return self.rows[np.concatenate(self.members)], self._labels()
 
     def _labels(self):
         return np.repeat(np.arange(len(self.members)), [len(at) for at in self.members])

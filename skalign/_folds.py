@@ -10,7 +10,6 @@ from sklearn.utils.validation import _num_samples
 
 from ._arrays import FLOATS, to_numpy
 from ._pairs import as_index_array, missing_rows
-from ._sources import stored_rows
 
 
 def refuse_wrong_folds():
@@ -27,20 +26,17 @@ def refuse_wrong_folds():
     params = {name.split("__")[-1]: value for name, value in (call["fit_params"] or {}).items() if value is not None}
     for name in params.keys() & {"X_unpaired", "Y_unpaired"}:
         pool = params[name]
-        if isinstance(pool, os.PathLike):  # which scikit-learn hands on as it is
+        if isinstance(pool, os.PathLike) or _num_samples(pool) != n:  # scikit-learn hands on a path as it is
             continue
-        if isinstance(pool, str) or (isinstance(pool, list | tuple) and stored_rows(pool, name) is not None):
-            if len(pool) == n:
-                raise ValueError(
-                    f"`{name}` is a string or list of length {n}, as long as X, so cross-validation slices it as if it "
-                    "belonged to the rows of X. Pass a pathlib.Path, or join two shards."
-                )
-            continue
-        if _num_samples(pool) == n:
+        if isinstance(pool, str | list | tuple):
             raise ValueError(
-                f"`{name}` has {n} rows, as many as X, so cross-validation slices it as if it belonged to the rows of X. "
-                f"Leave one row out, {name}[1:], and the pool stays whole in every fold."
+                f"`{name}` is a string or list of length {n}, as long as X, so cross-validation slices it as if it "
+                "belonged to the rows of X. Pass a pathlib.Path, join two shards, or pass an array one row shorter."
             )
+        raise ValueError(
+            f"`{name}` has {n} rows, as many as X, so cross-validation slices it as if it belonged to the rows of X. "
+            f"Leave one row out, {name}[1:], and the pool stays whole in every fold."
+        )
     if "paired_idx" not in params:
         return
     mask = as_index_array(to_numpy(params["paired_idx"]))

@@ -343,6 +343,18 @@ def test_a_labelled_row_keeps_its_class_and_a_held_out_one_has_none(classes):
     assert_array_equal(held.transform(X), none.transform(X))
 
 
+def test_exemplars_take_rows_on_disk_as_those_in_memory(classes, tmp_path):
+    X, Y, of_x, of_y = classes
+    labels = {"labels_x": of_x[:12], "labels_y": of_y[:12]}
+    in_memory = {"X_unpaired": X[12:], "Y_unpaired": Y[12:]}
+    on_disk = {name: tmp_path / f"{name}.npy" for name in in_memory}
+    for name, path in on_disk.items():
+        np.save(path, in_memory[name])
+    flow = BridgeFlow("exemplar", **SMALL, max_iter=5)
+    expected, found = (flow.fit(X[:12], Y[:12], [], **pools, **labels).transform(X) for pools in (in_memory, on_disk))
+    assert_array_equal(found, expected)
+
+
 def test_a_users_classifier_tells_who_joins(classes):
     X, Y, of_x, of_y = classes
     labels = {"labels_x": known(of_x, 12), "labels_y": known(of_y, 12)}

@@ -270,7 +270,7 @@ def test_a_callback_that_stops_does_so_again_and_without_it_training_goes_on(dat
 
 
 def test_the_progress_bar_counts_the_steps_before(data, tmp_path, death, capsys):
-    pytest.importorskip("tqdm")
+    pytest.importorskip("tqdm", reason="the bar is drawn by tqdm")
     death.after(5, kept_in(tmp_path), data)
     fitted(kept_in(tmp_path).set_params(verbose=1), data)
     assert "8/8" in capsys.readouterr().err

@@ -57,6 +57,7 @@ class LinearTeacher(BaseAligner):
         Returns
         -------
         self : object
+            The fitted teacher.
 
         Raises
         ------

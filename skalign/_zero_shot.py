@@ -85,6 +85,13 @@ class ZeroShotClassifier(ClassifierMixin, BaseEstimator):
     9
     >>> classifier.score(data.X_test, data.group_test) > 0.5
     True
+
+    Each picture has a class, and of every class a probability and a cosine:
+
+    >>> classifier.predict(data.X_test[:2]).shape
+    (2,)
+    >>> classifier.predict_proba(data.X_test[:2]).shape, classifier.decision_function(data.X_test[:2]).shape
+    ((2, 9), (2, 9))
     """
 
     _parameter_constraints: dict = {
@@ -117,6 +124,7 @@ class ZeroShotClassifier(ClassifierMixin, BaseEstimator):
         Returns
         -------
         self : object
+            The fitted classifier.
 
         Raises
         ------
@@ -158,6 +166,8 @@ class ZeroShotClassifier(ClassifierMixin, BaseEstimator):
 
         Raises
         ------
+        NotFittedError
+            If the classifier is not fitted.
         ValueError
             If X is not finite or has another number of columns than in `fit`.
         """
@@ -179,6 +189,8 @@ class ZeroShotClassifier(ClassifierMixin, BaseEstimator):
 
         Raises
         ------
+        NotFittedError
+            If the classifier is not fitted.
         ValueError
             If X is not finite or has another number of columns than in `fit`.
         """
@@ -200,6 +212,8 @@ class ZeroShotClassifier(ClassifierMixin, BaseEstimator):
 
         Raises
         ------
+        NotFittedError
+            If the classifier is not fitted.
         ValueError
             If X is not finite or has another number of columns than in `fit`.
         """
@@ -227,6 +241,8 @@ class ZeroShotClassifier(ClassifierMixin, BaseEstimator):
 
         Raises
         ------
+        NotFittedError
+            If the classifier is not fitted.
         ValueError
             If X is not finite or has another number of columns than in `fit`, or X and y are not equally long.
         """

@@ -23,10 +23,10 @@ class ZeroShotClassifier(ClassifierMixin, BaseEstimator):
     With unit rows :math:`F_i` of X and :math:`G_j` of the prompts in the shared space, class c has the cosine
 
     .. math:: s_{ic} = F_i \cdot \frac{\sum_{j \in c} G_j}{\|\sum_{j \in c} G_j\|}
-        \quad \text{(pooling="mean" [1]_)} \qquad \text{or} \qquad
+        \quad \text{(pooling="mean")} \qquad \text{or} \qquad
         s_{ic} = \max_{j \in c} F_i \cdot G_j \quad \text{(pooling="max")},
 
-    the prediction is the class of the largest cosine, and its probability the softmax of :math:`s_{ic} / T`. All classes
+    the former as CLIP [1]_ does, the prediction is the class of the largest cosine, and its probability the softmax of :math:`s_{ic} / T`. All classes
     are equally likely beforehand, however many prompts they have.
 
     `fit` learns nothing from rows of X when there are prompts: ``fit()`` alone will do. It takes X and y all the same, so

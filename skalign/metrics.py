@@ -215,7 +215,7 @@ def mean_reciprocal_rank(F, G, paired_idx=None, *, direction="mean"):
 def foscttm(F, G, paired_idx=None):
     """Fraction of samples closer than the true match, by cosine.
 
-    .. math:: \\tfrac12 \\sum_{x \\to y,\\, y \\to x} \\mathrm{mean}_i \\, (r_i - 1) / n_i
+    .. math:: \\frac{1}{2} \\sum_{x \\to y,\\, y \\to x} \\mathrm{mean}_i \\, (r_i - 1) / n_i
 
     [1]_, with the ranks :math:`r_i` of :func:`recall_at_k` and the number :math:`n_i` of gallery rows that are no match of
     query i; a query without any counts 0. A row exactly as close as the match counts as closer.

@@ -552,7 +552,8 @@ def test_ridge_is_chosen_on_the_pairs_by_group(views, monkeypatch):
     assert_array_equal(seen, pairs)
     assert_array_equal(groups, group_pairs(pairs))
     assert_array_equal(regs, teacher.cv_results_["reg"])
-    assert [settings[name] for name in ("n_components", "power", "n_folds", "n_repeats")] == [3, 0.25, 4, 5]
+    names = "n_components", "power", "n_folds", "n_repeats", "n_enough"
+    assert [settings[name] for name in names] == [3, 0.25, 4, 5, 2000]
     assert teacher.cv_results_["mean_reciprocal_rank"].shape == (len(regs),)
 
 

@@ -14,7 +14,7 @@ from ._core.ranks import recalls
 from ._core.rows import normalize_rows
 from ._files import save
 from ._folds import refuse_wrong_folds
-from ._pairs import check_pairs, judge_pairs, missing_rows
+from ._pairs import check_pairs, judge_pairs, missing_rows, read_pairs, stack
 from ._sources import Rows, stored_rows
 
 
@@ -176,7 +176,8 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
                 "`sample_weight`, the third argument of `score`, must hold weights, but it is boolean. If it is the mask of "
                 "the pairs, write score(X, Y, paired_idx=mask)."
             )
-        views = judge_pairs(self._check_x(X, allow_nan=True), self._check_y(Y, allow_nan=True), to_numpy(paired_idx))
+        X, Y, pairs, *_ = read_pairs(X, Y, to_numpy(paired_idx), whole=sample_weight is not None)
+        views = judge_pairs(self._check_x(X, allow_nan=True), self._check_y(Y, allow_nan=True), pairs)
         if paired_idx is None and len(views.pairs) == self._table_size_:
             warnings.warn(
                 f"`score` takes all {self._table_size_} rows for pairs, but of a table with as many rows only {self.n_pairs_} "
@@ -332,23 +333,27 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
 
         return [*([UnitRows()] if self.normalize else []), Standardize(getattr(self, f"{view}_mean_"))]
 
-    def _judge(self, X, Y, paired_idx, X_unpaired, Y_unpaired, *, required=True, check_pools=True):
+    def _judge(self, X, Y, paired_idx, X_unpaired, Y_unpaired, *, required=True, whole=False, check_pools=True):
         """Check everything `fit` was given; returns `PairedViews` in float32 or float64, with a pair if `required`.
 
-        Pools that are out of core are read for it once, unless ``check_pools=False``, if somebody else will read them.
+        Of views out of core with pairs by number the unpaired rows become a pool, unless X and Y are wanted `whole`. Pools
+        that are out of core are read for it once, unless ``check_pools=False``, if somebody else will read them.
         """
-        Y = self._required(Y)
         refuse_wrong_folds()
+        paired_idx = to_numpy(paired_idx)
+        X, Y, paired_idx, X_rest, Y_rest = read_pairs(X, self._required(Y), paired_idx, whole=whole)
         X = validate_data(self, to_numpy(X), dtype=floats_of(X), order="C", ensure_all_finite="allow-nan")
         Y = self._check_y(Y, allow_nan=True, reset=True)
         X_pool = check_pool(X_unpaired, "X", X.shape[1], getattr(self, "feature_names_in_", None))
         Y_pool = check_pool(Y_unpaired, "Y", Y.shape[1], getattr(self, "feature_names_in_y_", None))
+        X_pool = X_pool if X_rest is None else stack(X_rest, X_pool)
+        Y_pool = Y_pool if Y_rest is None else stack(Y_rest, Y_pool)
         for pool in (X_pool, Y_pool):
             if isinstance(pool, Rows) and check_pools:
                 pool.check()
         if self._reads_pools:
             X_pool, Y_pool = (np.asarray(pool) if isinstance(pool, Rows) else pool for pool in (X_pool, Y_pool))
-        views = judge_pairs(X, Y, to_numpy(paired_idx), X_pool, Y_pool, required=required)
+        views = judge_pairs(X, Y, paired_idx, X_pool, Y_pool, required=required)
         self.n_pairs_ = len(views.pairs)
         self._table_size_ = 0  # rows of a table that holds more than pairs
         if len(X) == len(Y) and len(views.x_free) and len(views.y_free):

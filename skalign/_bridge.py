@@ -307,8 +307,8 @@ class BridgeFlow(BaseAligner):
         Parameters
         ----------
         X, Y, paired_idx, X_unpaired, Y_unpaired
-            As in :meth:`SOTAlignTransformer.fit`. With labels there need not be a pair: ``paired_idx=[]``. With
-            ``mode="ot"`` unpaired rows that are not in memory are all read into it.
+            As in :meth:`SOTAlignTransformer.fit`. With labels there need not be a pair: ``paired_idx=[]``, and X and Y are
+            read whole. With ``mode="ot"`` unpaired rows that are not in memory are all read into it.
         labels_x, labels_y : array-like of int, shape (n_x,) and (n_y,), default=None
             Class of each row of X and of Y, -1 where it is unknown; both or neither. Rows of the further pools have none.
 
@@ -323,7 +323,7 @@ class BridgeFlow(BaseAligner):
             too few for the cost, or the device is not there.
         """
         labelled = labels_x is not None or labels_y is not None
-        views = self._judge(X, Y, paired_idx, X_unpaired, Y_unpaired, required=not labelled)
+        views = self._judge(X, Y, paired_idx, X_unpaired, Y_unpaired, required=not labelled, whole=labelled)
         device = resolve_device(self.device)
         labels = [None if given is None else to_numpy(given) for given in (labels_x, labels_y)]
         checkpoint = Checkpoint.of(self, views, device, labels)

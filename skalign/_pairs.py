@@ -7,7 +7,7 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from ._sources import JoinedRows, Rows
+from ._sources import JoinedRows, OtherRows, Rows, stored_rows
 
 _BLOCK = 8192  # rows taken at once where all are read
 _CV_HINT = (
@@ -188,6 +188,39 @@ def check_pairs(paired_idx, n_x, n_y):
     return _drop_duplicates(idx.astype(np.int64, copy=False))
 
 
+def read_pairs(X, Y, paired_idx, *, whole=False):
+    """Bring into memory what must be there of views that are not: with pairs by number their paired rows, else the `whole`.
+
+    Arrays stay as they are, and so do memory maps that are wanted whole.
+
+    Returns
+    -------
+    X, Y : array-like
+        The views, or their paired rows, each once.
+    paired_idx : None, bool (n,), int (p,) or int (p, 2)
+        The pairs among these.
+    X_rest, Y_rest : Rows or None
+        The other rows of a view of which the paired ones were read, if there are any.
+    """
+    whole = whole or paired_idx is None or as_index_array(paired_idx).dtype == bool
+    views = [X, Y]
+    stored = [stored_rows(view, name, allow_missing=whole) for view, name in zip(views, "XY", strict=True)]
+    if whole:
+        for side, rows in enumerate(stored):
+            if rows is not None and not isinstance(views[side], np.ndarray):
+                views[side] = rows[:]
+    if whole or stored == [None, None]:
+        return *views, paired_idx, None, None
+    sizes = [len(view if rows is None else rows) for view, rows in zip(views, stored, strict=True)]
+    pairs, rests = check_pairs(paired_idx, *sizes).copy(), [None, None]
+    for side, rows in enumerate(stored):
+        if rows is not None:
+            numbers, pairs[:, side] = np.unique(pairs[:, side], return_inverse=True)
+            views[side] = rows[numbers]
+            rests[side] = OtherRows(rows, numbers) if len(numbers) < len(rows) else None
+    return *views, pairs, *rests
+
+
 def group_pairs(pairs):
     """Number the pairs that hang together: pairs that share a row of X or of Y, directly or through others.
 
@@ -301,9 +334,10 @@ def _free_rows(view, paired_rows):
 
 def stack(rows, pool):
     """Rows, then those of a pool if there is one."""
-    if isinstance(pool, Rows):
-        return JoinedRows([rows, pool])
-    return rows if pool is None else np.concatenate([rows, pool])
+    if pool is None:
+        return rows
+    on_disk = isinstance(rows, Rows) or isinstance(pool, Rows)
+    return JoinedRows([rows, pool]) if on_disk else np.concatenate([rows, pool])
 
 
 def mean_and_scale(view, pool):

@@ -297,9 +297,10 @@ class SOTAlignTransformer(TrainedAligner):
         Parameters
         ----------
         X : array-like of shape (n_x, d_x)
-            First view. A row that is NaN throughout is a missing sample.
+            First view. A row that is NaN throughout is a missing sample. It need not be in memory, in the ways of
+            `X_unpaired`: with integers in `paired_idx` only its paired rows are read into it, and none may be missing then.
         Y : array-like of shape (n_y, d_y)
-            Second view.
+            Second view, likewise.
         paired_idx : None, bool (n,), int (p,) or int (p, 2), default=None
             Which rows belong together. None: row i of X and row i of Y, except missing ones. A boolean mask is the
             form that is safe inside cross-validation. The rows in no pair are unpaired.

@@ -17,8 +17,9 @@ from sklearn.preprocessing import MinMaxScaler, Normalizer, StandardScaler
 
 import skalign._core.reading
 import skalign._sources
-from skalign import CCATeacher, ContrastiveTeacher, CrossModalRetriever, SOTAlign, SOTAlignTransformer
+from skalign import BridgeFlow, CCATeacher, ContrastiveTeacher, CrossModalRetriever, SOTAlign, SOTAlignTransformer
 from skalign._core.reading import StreamedRows, StreamedSampler, draw_order
+from skalign._pairs import read_pairs
 from skalign._sources import StoredRows, stored_rows
 from skalign.baselines import SUE
 from skalign.datasets import make_two_views
@@ -216,6 +217,87 @@ def test_free_rows_of_the_views_stand_before_the_pool(data, tmp_path):
     }
     at_once = SOTAlign(**settings).fit(X[:60], Y[:60], **whole)
     assert apart.loss_curve_ == at_once.loss_curve_
+
+
+@pytest.fixture
+def table(data):
+    """Views of 560 and 660 rows, and 60 pairs among them in no order; some rows stand in two pairs."""
+    rng = np.random.default_rng(0)
+    views = [np.concatenate(parts).astype(np.float32) for parts in zip(data.pairs, data.pools.values(), strict=True)]
+    orders = [rng.permutation(len(view)) for view in views]
+    pairs = np.column_stack([np.argsort(order)[:60] for order in orders])
+    return *(view[order] for view, order in zip(views, orders, strict=True)), np.concatenate(
+        [pairs, pairs[:5, [0]] + [0, 1]]
+    )
+
+
+@pytest.mark.parametrize("estimator", [CCATeacher, SOTAlign])
+@pytest.mark.parametrize("kind", KINDS)
+def test_paired_rows_are_found_in_views_on_disk(table, tmp_path, kind, estimator):
+    X, Y, pairs = table
+    given = pairs.copy()
+    views = stored(kind, X, tmp_path, "X"), stored(kind, Y, tmp_path, "Y")
+    # a batch of all rows, whatever their order
+    settings = {"max_iter": 5, "batch_size_unpaired": 1000, "random_state": 0} if estimator is SOTAlign else {}
+    found, expected = (estimator(**settings).fit(*given_as, given) for given_as in (views, (X, Y)))
+    assert found.n_pairs_ == len(pairs)
+    assert_allclose(found.transform(X), expected.transform(X), rtol=1e-4, atol=1e-5)
+    assert_array_equal(given, pairs)
+    assert found.score(*views, paired_idx=given) == found.score(X, Y, paired_idx=given)
+    weights = np.linspace(0, 1, len(X))
+    assert found.score(*views, weights, given) == found.score(X, Y, weights, given)
+
+
+def test_only_the_paired_rows_of_a_view_on_disk_are_held(table, tmp_path):
+    X, Y, pairs = table
+    path = stored("path", X, tmp_path)
+    read_X, read_Y, read, X_rest, Y_rest = read_pairs(path, Y, pairs)
+    assert read_Y is Y and Y_rest is None
+    assert_array_equal(read_X, X[np.unique(pairs[:, 0])])
+    assert_array_equal(read_X[read[:, 0]], X[pairs[:, 0]])
+    assert_array_equal(read[:, 1], pairs[:, 1])
+    free = np.setdiff1d(np.arange(len(X)), pairs[:, 0])
+    assert_array_equal(X_rest, X[free])
+    assert_array_equal(np.concatenate(list(X_rest.blocks())), X[free])
+    some = np.array([3, 0, 499, 77, 78])
+    assert_array_equal(X_rest[some], X[free][some])
+
+
+def test_a_view_on_disk_of_which_all_rows_are_paired_leaves_no_pool(data, tmp_path):
+    X, Y = data.pairs
+    *_, X_rest, Y_rest = read_pairs(stored("path", X, tmp_path), Y, np.arange(60))
+    assert X_rest is None and Y_rest is None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("masked", [True, False])
+def test_a_table_on_disk_is_read_whole_and_may_miss_rows(data, tmp_path, kind, masked):
+    X, Y = (view.copy() for view in data.pairs)
+    X[7], Y[30:40] = np.nan, np.nan
+    mask = ~np.isnan(X[:, 0] + Y[:, 0]) if masked else None
+    found = CCATeacher().fit(stored(kind, X, tmp_path, "X"), stored(kind, Y, tmp_path, "Y"), mask)
+    expected = CCATeacher().fit(X, Y, mask)
+    assert found.n_pairs_ == 49
+    assert_array_equal(found.x_coef_, expected.x_coef_)
+
+
+def test_a_pair_beyond_a_view_on_disk_is_named(table, tmp_path):
+    X, Y, pairs = table
+    with pytest.raises(ValueError, match="points to row 560 of X, but X has 560 rows"):
+        CCATeacher().fit(stored("path", X, tmp_path), Y, np.concatenate([pairs, [[560, 0]]]))
+
+
+def test_labels_follow_the_rows_of_views_on_disk(data, tmp_path):
+    X, Y = data.pairs
+    labels = np.arange(60) % 3
+    views = stored("path", X, tmp_path, "X"), stored("path", Y, tmp_path, "Y")
+    flows = [
+        BridgeFlow(mode="exemplar", max_iter=5, random_state=0).fit(
+            *given, np.arange(10), labels_x=labels, labels_y=labels
+        )
+        for given in (views, (X, Y))
+    ]
+    assert flows[0].loss_curve_ == flows[1].loss_curve_
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from ._core.rows import distinct_rows
 from ._sources import JoinedRows, OtherRows, Rows, stored_rows
 
 _BLOCK = 8192  # rows taken at once where all are read
@@ -14,6 +15,8 @@ _CV_HINT = (
     "Inside cross-validation (GridSearchCV, cross_val_score) integers cannot follow the folds; "
     "pass a boolean mask of length len(X), or NaN rows, instead."
 )
+
+_SWAPPED = "With its columns swapped it fits: pass paired_idx[:, ::-1], (row of X, row of Y). "
 
 
 @dataclass(frozen=True)
@@ -178,12 +181,13 @@ def check_pairs(paired_idx, n_x, n_y):
             f"`paired_idx` must be a boolean mask (n,), integers (p,) or integers (p, 2), but its shape is {idx.shape}. "
             "For pairs (i, j) stack them as np.column_stack([i, j])."
         )
+    is_swapped = idx.min() >= 0 and idx[:, 0].max() < n_y and idx[:, 1].max() < n_x
     for column, n_rows, name in ((0, n_x, "X"), (1, n_y, "Y")):
         bad = idx[(idx[:, column] < 0) | (idx[:, column] >= n_rows), column]
         if bad.size:
             raise ValueError(
                 f"`paired_idx` points to row {bad[0]} of {name}, but {name} has {n_rows} rows. Indices are zero-based "
-                f"and not negative; drop the pair or pass the full {name}. {_CV_HINT}"
+                f"and not negative; drop the pair or pass the full {name}. {_SWAPPED if is_swapped else ''}{_CV_HINT}"
             )
     return _drop_duplicates(idx.astype(np.int64, copy=False))
 
@@ -221,6 +225,16 @@ def read_pairs(X, Y, paired_idx, *, whole=False):
     return *views, pairs, *rests
 
 
+def distinct_partners(view, rows):
+    """The different ones among the rows of a view that stand in pairs, by number, and which of them each is.
+
+    Equal rows, such as copies of an image in a table with a row for each of its captions, are one.
+    """
+    numbers, of = np.unique(rows, return_inverse=True)
+    first, same = distinct_rows(view[numbers])
+    return numbers[first], same[of]
+
+
 def group_pairs(pairs):
     """Number the pairs that hang together: pairs that share a row of X or of Y, directly or through others.
 
@@ -251,10 +265,13 @@ def as_index_array(paired_idx):
         kinds = {type(value) for value in idx.ravel()}
         if kinds <= {bool, np.bool_}:
             return idx.astype(bool)
+        if kinds <= {int}:
+            return idx.astype(np.int64)
     if idx.dtype != bool and not np.issubdtype(idx.dtype, np.integer):
         raise ValueError(
             f"`paired_idx` must hold booleans or integers, but it holds {idx.dtype}. "
-            "Convert a mask with .astype(bool), or row numbers with .astype(int)."
+            "Convert a mask with .astype(bool), row numbers with .astype(int), and names of rows with "
+            "pandas.Index(names).get_indexer(column)."
         )
     return idx
 

@@ -127,6 +127,10 @@ class StoredRows(JoinedRows):
         if isinstance(shard, str | os.PathLike):
             try:
                 shard = _NpyFile(shard)
+            except FileNotFoundError as error:
+                raise FileNotFoundError(
+                    f"`{self.name}`{self._of(k)} is the path of a .npy file, but there is none. Check the path."
+                ) from error
             except (ValueError, EOFError) as error:
                 raise ValueError(
                     f"`{self.name}`{self._of(k)} must be a whole .npy file of numbers, but reading it fails: {error} Write it "

@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import re
 
 from docutils.nodes import SkipNode
 from docutils.utils.math.latex2mathml import tex2mathml
@@ -44,6 +45,7 @@ nitpick_ignore_regex = [] if intersphinx_mapping else [("py:.*", r"(sklearn|nump
 
 autosummary_generate = True
 autodoc_typehints = "none"
+toc_object_entries_show_parents = "hide"  # beside a page there is room for the name of a method alone
 numpydoc_show_class_members = False  # the templates list them, each with its docstring
 bibtex_bibfiles = ["references.bib"]
 
@@ -63,8 +65,10 @@ html_math_renderer = "mathml"  # browsers draw it themselves; MathJax would be f
 html_theme = "pydata_sphinx_theme"
 html_title = "skalign"
 html_static_path = ["_static"]
-html_css_files = ["formulas.css"]
+html_css_files = ["pages.css"]
+html_context = {"default_mode": "auto"}  # light or dark as the reader has it; without, every page complains in the console
 html_show_sourcelink = False
+html_sidebars = {page: [] for page in ("install", "quickstart")}  # there are no pages below them to list
 html_theme_options = {
     "header_links_before_dropdown": 6,
     "show_prev_next": True,
@@ -83,10 +87,11 @@ def skip_what_others_document(app, what, name, member, skip, options):
 
 
 def write_mathml(as_block):
-    """A visitor of formulas that writes them as MathML."""
+    """A visitor of formulas that writes them as MathML, with room between a function and what stands without brackets."""
 
     def visit(translator, node):
         formula = tex2mathml(node.astext(), as_block=as_block)
+        formula = re.sub(r'<mo>(&ApplyFunction;</mo>)(?!\s*<mo stretchy="false">\()', r'<mo rspace="0.17em">\1', formula)
         translator.body.append(f'<div class="formula">{formula}</div>' if as_block else formula)
         raise SkipNode
 

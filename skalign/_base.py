@@ -64,9 +64,13 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
 
         Parameters
         ----------
-        X, Y, paired_idx, X_unpaired, Y_unpaired
-            As in `fit`.
-        y : array-like, default=None
+        X, Y : array-like of shape (n_x, d_x) and (n_y, d_y)
+            Views, as in `fit`; no row of X may be missing.
+        paired_idx : None, bool (n,), int (p,) or int (p, 2), default=None
+            Which rows belong together, as in `fit`.
+        X_unpaired, Y_unpaired : array-like of shape (q_x, d_x) and (q_y, d_y), default=None
+            Further rows without a partner, as in `fit`.
+        y : array-like of shape (n_y, d_y), default=None
             Another name of Y, which some of scikit-learn's tools use.
 
         Returns
@@ -78,6 +82,14 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         ------
         ValueError
             As in `fit`, and if a row of X is missing.
+
+        Examples
+        --------
+        >>> from skalign import CCATeacher
+        >>> from skalign.datasets import make_two_views
+        >>> data = make_two_views(random_state=0)
+        >>> CCATeacher(8, reg=0.1).fit_transform(data.X, data.Y, data.paired_idx).shape
+        (300, 8)
         """
         Y = self._required(y if Y is None else Y)
         return self.fit(X, Y, paired_idx, X_unpaired=X_unpaired, Y_unpaired=Y_unpaired).transform(X)
@@ -106,8 +118,20 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
 
         Raises
         ------
+        NotFittedError
+            If the aligner is not fitted.
         ValueError
             If a view is not finite, has another number of columns than in `fit`, or `out` has another shape.
+
+        Examples
+        --------
+        >>> from skalign import CCATeacher
+        >>> from skalign.datasets import make_two_views
+        >>> data = make_two_views(random_state=0)
+        >>> aligner = CCATeacher(8, reg=0.1).fit(data.X, data.Y, data.paired_idx)
+        >>> F, G = aligner.transform(data.X_test, data.Y_test)
+        >>> F.shape, G.shape
+        ((100, 8), (100, 8))
         """
         check_is_fitted(self)
         F = self._mapped(X, "X", out)
@@ -130,8 +154,19 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
 
         Raises
         ------
+        NotFittedError
+            If the aligner is not fitted.
         ValueError
             If Y is not finite, has another number of columns than in `fit`, or `out` has another shape.
+
+        Examples
+        --------
+        >>> from skalign import CCATeacher
+        >>> from skalign.datasets import make_two_views
+        >>> data = make_two_views(random_state=0)
+        >>> aligner = CCATeacher(8, reg=0.1).fit(data.X, data.Y, data.paired_idx)
+        >>> aligner.transform_y(data.Y_test).shape
+        (100, 8)
         """
         check_is_fitted(self)
         return self._mapped(self._required(Y), "Y", out)
@@ -154,7 +189,7 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         paired_idx : None, bool (n,), int (p,) or int (p, 2), default=None
             As in `fit`. Without it, rows that are NaN throughout in X or in Y are left out; unpaired rows that are
             present in both views would be scored as pairs.
-        y : array-like, default=None
+        y : array-like of shape (n_y, d_y), default=None
             Another name of Y, which some of scikit-learn's tools use.
 
         Returns
@@ -164,6 +199,8 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
 
         Raises
         ------
+        NotFittedError
+            If the aligner is not fitted.
         ValueError
             If there is no pair, a view is not finite, or the weights do not fit.
 
@@ -171,6 +208,15 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         -----
         UserWarning
             If the table of `fit`, with its unpaired rows, seems to be scored without its mask.
+
+        Examples
+        --------
+        >>> from skalign import CCATeacher
+        >>> from skalign.datasets import make_two_views
+        >>> data = make_two_views(random_state=0)
+        >>> aligner = CCATeacher(reg=0.1).fit(data.X, data.Y, data.paired_idx)
+        >>> aligner.score(data.X_test, data.Y_test, paired_idx=data.test_idx) > 0.5
+        True
         """
         check_is_fitted(self)
         Y = self._required(y if Y is None else Y)

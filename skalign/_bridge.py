@@ -116,7 +116,7 @@ class BridgeFlow(BaseAligner):
         Midpoint steps by which the flow is integrated.
     inverse : bool, default=False
         Also train a flow from Y to X, for `inverse_transform`. Doubles the time.
-    hidden_layer_sizes : array-like of int, default=(256, 256, 256)
+    hidden_layer_sizes : array-like of int, shape (n_hidden,), default=(256, 256, 256)
         Widths of the hidden layers of the velocity.
     ema : float, default=0.995
         Decay of the moving average of the weights, which is what is kept; less in the first steps. 0 keeps the last.
@@ -200,8 +200,24 @@ class BridgeFlow(BaseAligner):
     >>> flow = BridgeFlow(max_iter=100, hidden_layer_sizes=(64, 64), random_state=0)
     >>> flow.fit(data.X, data.Y, data.paired_idx).transform(data.X_test).shape
     (100, 30)
-    >>> flow.coupling_.shape
-    (200, 200)
+    >>> flow.coupling_.shape, flow.couple(data.X_test, data.Y_test).shape
+    ((200, 200), (100, 100))
+    >>> flow.score(data.X_test, data.Y_test, paired_idx=data.test_idx) > 0.1
+    True
+
+    A flow that starts at noise has several answers for a row; one with an inverse goes back:
+
+    >>> flow = BridgeFlow(source="noise", inverse=True, max_iter=20, hidden_layer_sizes=(32,), random_state=0)
+    >>> flow.fit_transform(data.X, data.Y, data.paired_idx).shape
+    (250, 30)
+    >>> flow.sample(data.X_test, 3, random_state=0).shape
+    (100, 3, 30)
+    >>> flow.inverse_transform(data.Y_test).shape
+    (100, 20)
+    >>> bool((flow.transform_y(data.Y_test) == data.Y_test).all())  # rows of Y stay where they are
+    True
+    >>> flow.get_feature_names_out()[:2].tolist()
+    ['bridgeflow0', 'bridgeflow1']
     """
 
     @property
@@ -306,21 +322,29 @@ class BridgeFlow(BaseAligner):
 
         Parameters
         ----------
-        X, Y, paired_idx, X_unpaired, Y_unpaired
-            As in :meth:`SOTAlignTransformer.fit`. With labels there need not be a pair: ``paired_idx=[]``, and X and Y are
-            read whole. With ``mode="ot"`` unpaired rows that are not in memory are all read into it.
+        X, Y : array-like of shape (n_x, d_x) and (n_y, d_y)
+            Views, as in :meth:`SOTAlignTransformer.fit`; with labels, those that are not in memory are read whole.
+        paired_idx : None, bool (n,), int (p,) or int (p, 2), default=None
+            Which rows belong together, likewise. With labels there need not be a pair: ``paired_idx=[]``.
+        X_unpaired, Y_unpaired : array-like of shape (q_x, d_x) and (q_y, d_y), default=None
+            Further rows without a partner. With ``mode="ot"`` those that are not in memory are all read into it.
         labels_x, labels_y : array-like of int, shape (n_x,) and (n_y,), default=None
             Class of each row of X and of Y, -1 where it is unknown; both or neither. Rows of the further pools have none.
 
         Returns
         -------
         self : object
+            The fitted flow.
 
         Raises
         ------
         ValueError
             If a view is not finite, there is neither a pair nor a class that is labelled on both sides, the bridges are
             too few for the cost, or the device is not there.
+        OSError
+            If rows that are not in memory cannot be read, or `checkpoint_dir` cannot be written to.
+        ImportError
+            If `verbose` and tqdm is not installed.
         """
         labelled = labels_x is not None or labels_y is not None
         views = self._judge(X, Y, paired_idx, X_unpaired, Y_unpaired, required=not labelled, whole=labelled)
@@ -449,14 +473,21 @@ class BridgeFlow(BaseAligner):
 
         Parameters
         ----------
-        X, Y, paired_idx, X_unpaired, Y_unpaired, labels_x, labels_y
-            As in `fit`.
-        y : array-like, default=None
+        X, Y : array-like of shape (n_x, d_x) and (n_y, d_y)
+            Views, as in `fit`; no row of X may be missing.
+        paired_idx : None, bool (n,), int (p,) or int (p, 2), default=None
+            Which rows belong together, as in `fit`.
+        X_unpaired, Y_unpaired : array-like of shape (q_x, d_x) and (q_y, d_y), default=None
+            Further rows without a partner, as in `fit`.
+        labels_x, labels_y : array-like of int, shape (n_x,) and (n_y,), default=None
+            Class of each row, as in `fit`.
+        y : array-like of shape (n_y, d_y), default=None
             Another name of Y, which some of scikit-learn's tools use.
 
         Returns
         -------
         F : ndarray or Tensor of shape (n_x, d_y)
+            Rows in the units of Y.
 
         Raises
         ------
@@ -489,6 +520,8 @@ class BridgeFlow(BaseAligner):
 
         Raises
         ------
+        NotFittedError
+            If the flow is not fitted.
         ValueError
             If a view is not finite, has another number of columns than in `fit`, or `out` has another shape.
         """
@@ -507,9 +540,12 @@ class BridgeFlow(BaseAligner):
         Returns
         -------
         G : ndarray or Tensor of shape (m, d_y)
+            The same rows.
 
         Raises
         ------
+        NotFittedError
+            If the flow is not fitted.
         ValueError
             If Y is not finite, has another number of columns than in `fit`, or `out` has another shape.
         """
@@ -522,8 +558,14 @@ class BridgeFlow(BaseAligner):
 
         Parameters
         ----------
-        X, Y, sample_weight, paired_idx, y
-            As in :meth:`SOTAlignTransformer.score`.
+        X, Y : array-like of shape (n_x, d_x) and (n_y, d_y)
+            Views.
+        sample_weight : array-like of shape (n_x,), default=None
+            Weights of the rows of X as queries, as in :meth:`SOTAlignTransformer.score`.
+        paired_idx : None, bool (n,), int (p,) or int (p, 2), default=None
+            Which rows belong together, likewise.
+        y : array-like of shape (n_y, d_y), default=None
+            Another name of Y, which some of scikit-learn's tools use.
 
         Returns
         -------
@@ -532,6 +574,8 @@ class BridgeFlow(BaseAligner):
 
         Raises
         ------
+        NotFittedError
+            If the flow is not fitted.
         ValueError
             If there is no pair, a view is not finite, or the weights do not fit.
         """
@@ -542,12 +586,18 @@ class BridgeFlow(BaseAligner):
 
         Parameters
         ----------
-        input_features : ignored
+        input_features : object, default=None
             Names of the columns of X, which do not matter.
 
         Returns
         -------
-        names : ndarray of str
+        names : ndarray of str, shape (d_y,)
+            Without names of Y, the class's name in small letters and a number.
+
+        Raises
+        ------
+        NotFittedError
+            If the flow is not fitted.
         """
         check_is_fitted(self)
         if hasattr(self, "feature_names_in_y_"):
@@ -569,9 +619,12 @@ class BridgeFlow(BaseAligner):
         Returns
         -------
         G : ndarray or Tensor of shape (n, n_samples, d_y)
+            Rows in the units of Y.
 
         Raises
         ------
+        NotFittedError
+            If the flow is not fitted.
         ValueError
             If the flow does not start at noise, or X is not finite or has another number of columns than in `fit`.
         """
@@ -599,11 +652,14 @@ class BridgeFlow(BaseAligner):
         Returns
         -------
         F : ndarray or Tensor of shape (m, d_x)
+            Rows in the units of X.
 
         Raises
         ------
         AttributeError
             Without ``inverse=True``.
+        NotFittedError
+            If the flow is not fitted.
         ValueError
             If Y is not finite or has another number of columns than in `fit`.
         """
@@ -629,6 +685,8 @@ class BridgeFlow(BaseAligner):
 
         Raises
         ------
+        NotFittedError
+            If the flow is not fitted.
         ValueError
             If the estimator was fitted with ``mode="exemplar"``, or a view is not finite or has another number of columns
             than in `fit`.

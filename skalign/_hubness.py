@@ -88,12 +88,17 @@ class HubnessCorrection(BaseAligner):
 
         Parameters
         ----------
-        X, Y, paired_idx, X_unpaired, Y_unpaired
-            As in :meth:`~skalign.SOTAlignTransformer.fit`.
+        X, Y : array-like of shape (n_x, d_x) and (n_y, d_y)
+            Views, as in :meth:`~skalign.SOTAlignTransformer.fit`.
+        paired_idx : None, bool (n,), int (p,) or int (p, 2), default=None
+            Which rows belong together, likewise.
+        X_unpaired, Y_unpaired : array-like of shape (q_x, d_x) and (q_y, d_y), default=None
+            Further rows without a partner, which may be drawn as anchors.
 
         Returns
         -------
         self : object
+            The fitted aligner.
 
         Raises
         ------

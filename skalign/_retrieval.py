@@ -157,6 +157,7 @@ class CrossModalRetriever(BaseEstimator):
         Returns
         -------
         self : object
+            The fitted retriever.
 
         Raises
         ------
@@ -199,16 +200,18 @@ class CrossModalRetriever(BaseEstimator):
         rows : ndarray of int64, shape (q, n_neighbors)
             Of the gallery, the nearest first; among equals the lower row. NumPy arrays, whatever the queries are.
 
+        Raises
+        ------
+        NotFittedError
+            If the retriever is not fitted.
+        ValueError
+            If the queries are not finite or of another width, more rows are asked for than the gallery has, the device is
+            not there, or an index returns what are not rows of the gallery.
+
         Warns
         -----
         UserWarning
             If an index returned fewer rows for some queries, which are then searched exactly.
-
-        Raises
-        ------
-        ValueError
-            If the queries are not finite or of another width, more rows are asked for than the gallery has, the device is
-            not there, or an index returns what are not rows of the gallery.
         """
         check_is_fitted(self)
         k = self.n_neighbors if n_neighbors is None else n_neighbors

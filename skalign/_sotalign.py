@@ -143,7 +143,13 @@ class SOTAlignTransformer(TrainedAligner):
     teacher_ : estimator or None
         Fitted teacher; None if ``alpha=0``.
     x_head_, y_head_ : dict of str to ndarray
-        Weights of the heads; also `x_coef_`, `x_intercept_`, `y_coef_`, `y_intercept_` if they are linear.
+        Weights of the heads.
+    head_ : str or callable
+        Their kind, `head` as it was in `fit`.
+    x_coef_, y_coef_ : ndarray of shape (d_x, k) and (d_y, k)
+        Weights of the heads as matrices, if they are linear.
+    x_intercept_, y_intercept_ : ndarray of shape (k,)
+        Their biases, if they are linear.
     x_mean_, y_mean_ : ndarray of shape (d_x,) and (d_y,)
         Means subtracted after scaling.
     loss_curve_ : dict of str to list of float
@@ -313,6 +319,7 @@ class SOTAlignTransformer(TrainedAligner):
         Returns
         -------
         self : object
+            The fitted aligner.
 
         Raises
         ------
@@ -321,6 +328,8 @@ class SOTAlignTransformer(TrainedAligner):
             of other sizes, a checkpoint is damaged, or what is to be trained cannot be kept in one.
         OSError
             If rows that are not in memory cannot be read, or `checkpoint_dir` cannot be written to.
+        ImportError
+            If `verbose` and tqdm is not installed.
         """
         views = self._judge(X, Y, paired_idx, X_unpaired, Y_unpaired)
         self.teacher_ = None
@@ -370,8 +379,13 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
     r"""Align two raw embedding spaces from few pairs and many unpaired rows, without tuning.
 
     Each view is preprocessed, a linear teacher is fitted on the pairs, and linear heads are trained to agree with the
-    pairs (SigLIP) and with the teacher's transport plan on unpaired batches (KLOT), see :class:`SOTAlignTransformer`.
-    Settings that are "auto" follow the data.
+    pairs (SigLIP) and with the teacher's transport plan on unpaired batches (KLOT) [1]_:
+
+    .. math:: \min_{f, g} \; \mathrm{SigLIP}\bigl(f(A), g(B)\bigr)
+        + \alpha\, \mathrm{KL}\bigl(\mathrm{OT}_{\varepsilon^*}(K^*) \,\|\, \mathrm{OT}_{\varepsilon}(K)\bigr)
+
+    with pairs (A, B) and the cosines K and K* of unpaired rows in the heads' and in the teacher's space, see
+    :class:`SOTAlignTransformer`. Settings that are "auto" follow the data.
 
     Parameters
     ----------
@@ -437,8 +451,14 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
         Fitted teacher, on the preprocessed views; None if ``alpha=0``.
     x_transformer_, y_transformer_ : transformer or None
         Fitted preprocessing.
-    loss_curve_, n_iter_, best_iter_, sinkhorn_error_ :
-        As in :class:`SOTAlignTransformer`.
+    loss_curve_ : dict of str to list of float
+        "loss", "siglip" and "divergence" of each step; with `early_stopping` also "validation".
+    sinkhorn_error_ : dict of str to float
+        Worst L1 marginal error of the "student" and of the "teacher" plans met in training.
+    n_iter_ : int
+        Steps taken.
+    best_iter_ : int or None
+        Step whose state was kept, with `early_stopping`; 0 is the start.
     local_scaling_ : tuple or None
         Anchors of the hubness correction, and how many count as near.
     n_components_ : int
@@ -458,7 +478,7 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
 
     References
     ----------
-    .. [1] SOTAlign, arXiv 2602.23353.
+    .. [1] SOTAlign, arXiv 2602.23353, eq. 5.
 
     Examples
     --------
@@ -541,19 +561,27 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
 
         Parameters
         ----------
-        X, Y, paired_idx, X_unpaired, Y_unpaired
-            As in :meth:`~skalign.SOTAlignTransformer.fit`.
+        X, Y : array-like of shape (n_x, d_x) and (n_y, d_y)
+            Views. A row that is NaN throughout is a missing sample.
+        paired_idx : None, bool (n,), int (p,) or int (p, 2), default=None
+            Which rows belong together. None: row i of X and row i of Y, except missing ones. A boolean mask is the
+            form that is safe inside cross-validation. The rows in no pair are unpaired.
+        X_unpaired, Y_unpaired : array-like of shape (q_x, d_x) and (q_y, d_y), default=None
+            Further rows without a partner, of any number, in memory or not, see :meth:`SOTAlignTransformer.fit`.
 
         Returns
         -------
         self : object
+            The fitted aligner.
 
         Raises
         ------
         ValueError
             If a view is not finite, the pairs are not legal, or the device is not there.
         OSError
-            If rows that are not in memory cannot be read.
+            If rows that are not in memory cannot be read, or `checkpoint_dir` cannot be written to.
+        ImportError
+            If `verbose` and tqdm is not installed.
         """
         # pools are read for the preprocessing, and the second stage checks what was not
         views = self._judge(X, Y, paired_idx, X_unpaired, Y_unpaired, check_pools=False)
@@ -610,11 +638,18 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
         Returns
         -------
         self : object
+            The aligner.
 
         Raises
         ------
         ValueError
             If there is no such parameter, or the teacher is given by its name and has none.
+
+        Examples
+        --------
+        >>> from skalign import CCATeacher, SOTAlign
+        >>> SOTAlign(CCATeacher()).set_params(alpha=10, teacher__reg=0.1).teacher
+        CCATeacher(reg=0.1)
         """
         nested = [name for name in params if name.startswith("teacher__")]
         if nested and isinstance(params.get("teacher", self.teacher), str):

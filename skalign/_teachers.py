@@ -58,6 +58,7 @@ class LinearTeacher(BaseAligner):
         Returns
         -------
         self : object
+            The fitted teacher.
 
         Raises
         ------

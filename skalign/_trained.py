@@ -325,7 +325,13 @@ class ContrastiveTeacher(TrainedAligner):
     Attributes
     ----------
     x_head_, y_head_ : dict of str to ndarray
-        Weights of the heads; `x_coef_`, `x_intercept_`, `y_coef_`, `y_intercept_` if they are linear.
+        Weights of the heads.
+    head_ : str or callable
+        Their kind, `head` as it was in `fit`.
+    x_coef_, y_coef_ : ndarray of shape (d_x, k) and (d_y, k)
+        Weights of the heads as matrices, if they are linear.
+    x_intercept_, y_intercept_ : ndarray of shape (k,)
+        Their biases, if they are linear.
     loss_curve_ : dict of str to list of float
         "loss" and "siglip" of each step (the same here), "divergence" (0); "validation" if pairs were held out.
     x_mean_, y_mean_ : ndarray of shape (d_x,) and (d_y,)
@@ -406,17 +412,26 @@ class ContrastiveTeacher(TrainedAligner):
 
         Parameters
         ----------
-        X, Y, paired_idx, X_unpaired, Y_unpaired
-            As in :meth:`~skalign.SOTAlignTransformer.fit`; unpaired rows only move the means, and only if ``center="all"``.
+        X, Y : array-like of shape (n_x, d_x) and (n_y, d_y)
+            Views, as in :meth:`~skalign.SOTAlignTransformer.fit`.
+        paired_idx : None, bool (n,), int (p,) or int (p, 2), default=None
+            Which rows belong together, likewise.
+        X_unpaired, Y_unpaired : array-like of shape (q_x, d_x) and (q_y, d_y), default=None
+            Further rows without a partner; they only move the means, and only if ``center="all"``.
 
         Returns
         -------
         self : object
+            The fitted teacher.
 
         Raises
         ------
         ValueError
             If a view is not finite, the pairs are not legal, or the device is not there.
+        OSError
+            If rows that are not in memory cannot be read, or `checkpoint_dir` cannot be written to.
+        ImportError
+            If `verbose` and tqdm is not installed.
         """
         self._train(self._judge(X, Y, paired_idx, X_unpaired, Y_unpaired), lambda data: PairsAndTeacher())
         return self

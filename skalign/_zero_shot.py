@@ -23,10 +23,10 @@ class ZeroShotClassifier(ClassifierMixin, BaseEstimator):
     With unit rows :math:`F_i` of X and :math:`G_j` of the prompts in the shared space, class c has the cosine
 
     .. math:: s_{ic} = F_i \cdot \frac{\sum_{j \in c} G_j}{\|\sum_{j \in c} G_j\|}
-        \quad \text{(pooling="mean" [1]_)} \qquad \text{or} \qquad
+        \quad \text{(pooling="mean")} \qquad \text{or} \qquad
         s_{ic} = \max_{j \in c} F_i \cdot G_j \quad \text{(pooling="max")},
 
-    the prediction is the class of the largest cosine, and its probability the softmax of :math:`s_{ic} / T`. All classes
+    the former as CLIP [1]_ does, the prediction is the class of the largest cosine, and its probability the softmax of :math:`s_{ic} / T`. All classes
     are equally likely beforehand, however many prompts they have.
 
     `fit` learns nothing from rows of X when there are prompts: ``fit()`` alone will do. It takes X and y all the same, so
@@ -85,6 +85,13 @@ class ZeroShotClassifier(ClassifierMixin, BaseEstimator):
     9
     >>> classifier.score(data.X_test, data.group_test) > 0.5
     True
+
+    Each picture has a class, and of every class a probability and a cosine:
+
+    >>> classifier.predict(data.X_test[:2]).shape
+    (2,)
+    >>> classifier.predict_proba(data.X_test[:2]).shape, classifier.decision_function(data.X_test[:2]).shape
+    ((2, 9), (2, 9))
     """
 
     _parameter_constraints: dict = {
@@ -117,6 +124,7 @@ class ZeroShotClassifier(ClassifierMixin, BaseEstimator):
         Returns
         -------
         self : object
+            The fitted classifier.
 
         Raises
         ------
@@ -158,6 +166,8 @@ class ZeroShotClassifier(ClassifierMixin, BaseEstimator):
 
         Raises
         ------
+        NotFittedError
+            If the classifier is not fitted.
         ValueError
             If X is not finite or has another number of columns than in `fit`.
         """
@@ -179,6 +189,8 @@ class ZeroShotClassifier(ClassifierMixin, BaseEstimator):
 
         Raises
         ------
+        NotFittedError
+            If the classifier is not fitted.
         ValueError
             If X is not finite or has another number of columns than in `fit`.
         """
@@ -200,6 +212,8 @@ class ZeroShotClassifier(ClassifierMixin, BaseEstimator):
 
         Raises
         ------
+        NotFittedError
+            If the classifier is not fitted.
         ValueError
             If X is not finite or has another number of columns than in `fit`.
         """
@@ -227,6 +241,8 @@ class ZeroShotClassifier(ClassifierMixin, BaseEstimator):
 
         Raises
         ------
+        NotFittedError
+            If the classifier is not fitted.
         ValueError
             If X is not finite or has another number of columns than in `fit`, or X and y are not equally long.
         """

@@ -105,8 +105,8 @@ def sinkhorn_from_features(
 ):
     r"""Entropic optimal transport of the affinity ``F @ G.T``, which is never formed.
 
-    The same as :func:`sinkhorn` in memory O((n + m) d), of which some tens of MiB are a constant. It takes up to three times
-    as long where both fit.
+    The same as :func:`sinkhorn` [1]_ of :math:`K = F G^T`, in memory O((n + m) d), of which some tens of MiB are a constant.
+    It takes up to three times as long where both fit.
 
     Parameters
     ----------
@@ -114,8 +114,18 @@ def sinkhorn_from_features(
         Features, finite, such as rows of unit length. Half precision is lifted to float32. For the affinity
         ``F @ G.T - 1``, the negative of a cosine distance, give F a further column of 1 and G one of -1: an unbalanced
         plan depends on the constant.
-    epsilon, a, b, rho_a, rho_b, tol, max_iter, init :
-        See :func:`sinkhorn`.
+    epsilon : float
+        Entropic temperature, positive, in units of ``F @ G.T``.
+    a, b : Tensor of shape (n,) and (m,), default=None
+        Marginals, as in :func:`sinkhorn`.
+    rho_a, rho_b : float, default=inf
+        Penalties on row and column sums, as in :func:`sinkhorn`.
+    tol : float, default=1e-5
+        L1 error of the column sums over the total mass at which to stop.
+    max_iter : int, default=1000
+        Cap on the iterations.
+    init : Tensor of shape (m,), default=None
+        Potential g to start from.
 
     Returns
     -------
@@ -126,6 +136,10 @@ def sinkhorn_from_features(
     ------
     ValueError
         If the features are not finite matrices of one width, or as in :func:`sinkhorn`.
+
+    References
+    ----------
+    .. [1] Cuturi, "Sinkhorn Distances", NeurIPS 2013.
 
     Examples
     --------
@@ -217,12 +231,19 @@ def klot_from_features(
         Student's features; they receive the gradient.
     F_teacher, G_teacher : Tensor of shape (n, k) and (m, k)
         Teacher's features; they receive none.
-    epsilon, epsilon_teacher, a, b, tol, max_iter :
-        See :func:`klot`.
+    epsilon, epsilon_teacher : float, default=0.05 and 0.01
+        Entropic temperatures, positive.
+    a, b : Tensor of shape (n,) and (m,), default=None
+        Marginals shared by both plans; None is uniform with mass 1.
+    tol : float, default=1e-4
+        L1 marginal error at which either plan is accepted.
+    max_iter : int, default=1000
+        Cap on the iterations of either plan.
 
     Returns
     -------
     value : Tensor of shape ()
+        At least 0 up to rounding.
 
     Raises
     ------
@@ -258,12 +279,13 @@ def siglip(K, matches=None, scale=20.0, bias=-10.0):
         Cosines.
     matches : bool Tensor of shape (n, m), default=None
         Which couples belong together (z = 1); None is the diagonal.
-    scale, bias : float or Tensor, default=20 and -10
-        s and b; tensors may carry gradients.
+    scale, bias : float or Tensor of shape (), default=20 and -10
+        The s and b of the formula; tensors may carry gradients.
 
     Returns
     -------
     value : Tensor of shape ()
+        At least 0.
 
     Raises
     ------
@@ -304,6 +326,7 @@ def info_nce(K, K_teacher, epsilon=0.05, epsilon_teacher=0.01, *, symmetric=True
     Returns
     -------
     value : Tensor of shape ()
+        At least 0 up to rounding; 0 iff the softmaxes agree.
 
     Raises
     ------
@@ -344,6 +367,11 @@ def cka(F, G, F_teacher, G_teacher):
     -------
     value : Tensor of shape ()
         Between 0 (proportional after centring) and 2.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not fit one another.
 
     References
     ----------

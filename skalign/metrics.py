@@ -95,6 +95,8 @@ def mean_recall(F, G, paired_idx=None):
 
     .. math:: (R@1 + R@5 + R@10)_{x \\to y} / 6 + (R@1 + R@5 + R@10)_{y \\to x} / 6
 
+    with the recalls of :func:`recall_at_k` [1]_.
+
     Parameters
     ----------
     F, G : array-like of shape (n_x, d) and (n_y, d)
@@ -112,6 +114,11 @@ def mean_recall(F, G, paired_idx=None):
     ValueError
         If a view is not finite, the views differ in columns, or the pairs are not legal.
 
+    References
+    ----------
+    .. [1] Hodosh, Young, Hockenmaier, "Framing Image Description as a Ranking Task", Journal of Artificial Intelligence
+       Research 47, 2013.
+
     Examples
     --------
     >>> import numpy as np
@@ -126,6 +133,8 @@ def median_rank(F, G, paired_idx=None, *, direction="mean"):
     """Median rank of the best true match.
 
     .. math:: \\mathrm{median}_i \\, r_i
+
+    with the ranks :math:`r_i` of :func:`recall_at_k` [1]_.
 
     Parameters
     ----------
@@ -146,6 +155,11 @@ def median_rank(F, G, paired_idx=None, *, direction="mean"):
     ValueError
         If a view is not finite, the views differ in columns, the pairs are not legal, or `direction` is unknown.
 
+    References
+    ----------
+    .. [1] Hodosh, Young, Hockenmaier, "Framing Image Description as a Ranking Task", Journal of Artificial Intelligence
+       Research 47, 2013.
+
     Examples
     --------
     >>> import numpy as np
@@ -161,6 +175,8 @@ def mean_reciprocal_rank(F, G, paired_idx=None, *, direction="mean"):
     """Mean of one over the rank of the best true match.
 
     .. math:: \\mathrm{mean}_i \\, 1 / r_i
+
+    with the ranks :math:`r_i` of :func:`recall_at_k` [1]_.
 
     Parameters
     ----------
@@ -181,6 +197,10 @@ def mean_reciprocal_rank(F, G, paired_idx=None, *, direction="mean"):
     ValueError
         If a view is not finite, the views differ in columns, the pairs are not legal, or `direction` is unknown.
 
+    References
+    ----------
+    .. [1] Voorhees, "The TREC-8 Question Answering Track Report", TREC-8, 1999.
+
     Examples
     --------
     >>> import numpy as np
@@ -195,10 +215,10 @@ def mean_reciprocal_rank(F, G, paired_idx=None, *, direction="mean"):
 def foscttm(F, G, paired_idx=None):
     """Fraction of samples closer than the true match, by cosine.
 
-    .. math:: \\tfrac12 \\sum_{x \\to y,\\, y \\to x} \\mathrm{mean}_i \\, (r_i - 1) / n_i
+    .. math:: \\frac{1}{2} \\sum_{x \\to y,\\, y \\to x} \\mathrm{mean}_i \\, (r_i - 1) / n_i
 
-    where :math:`n_i` is the number of gallery rows that are no match of query i; a query without any counts 0. A row
-    exactly as close as the match counts as closer.
+    [1]_, with the ranks :math:`r_i` of :func:`recall_at_k` and the number :math:`n_i` of gallery rows that are no match of
+    query i; a query without any counts 0. A row exactly as close as the match counts as closer.
 
     Parameters
     ----------

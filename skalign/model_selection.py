@@ -40,9 +40,9 @@ class _PairedSplitter(BaseCrossValidator):
 
         Yields
         ------
-        train : ndarray of int
+        train : ndarray of int, shape (n - t,)
             The other pairs and all unpaired rows, ascending.
-        test : ndarray of int
+        test : ndarray of int, shape (t,)
             Pairs only, ascending.
 
         Raises
@@ -70,12 +70,19 @@ class _PairedSplitter(BaseCrossValidator):
 
         Parameters
         ----------
-        X, y, groups, paired_idx
-            Ignored.
+        X, y, groups, paired_idx : object, default=None
+            Ignored; they are there because scikit-learn passes them.
 
         Returns
         -------
         n_splits : int
+            As given to the constructor.
+
+        Examples
+        --------
+        >>> from skalign.model_selection import PairedKFold
+        >>> PairedKFold(3).get_n_splits()
+        3
         """
         return self.n_splits
 

@@ -1,5 +1,6 @@
 """Laws that every public estimator keeps: scikit-learn's checks and the family's own. Add new estimators to its lists."""
 
+import inspect
 import pickle
 import warnings
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from helpers import LAW
 from numpy.testing import assert_allclose, assert_array_equal
+from numpydoc.docscrape import NumpyDocString
 from sklearn.base import clone
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
@@ -301,3 +303,27 @@ def test_output_names_count_the_components(aligner, data):
     assert len(names) == aligner.n_components_
     frame = aligner.set_output(transform="pandas").transform(data.X_test)
     assert list(frame.columns) == list(names)
+
+
+def fitted_attributes(estimator):
+    """Public names that end in an underscore, whether stored or computed."""
+    names = [*vars(estimator), *(name for name in dir(type(estimator)) if hasattr(estimator, name))]
+    return {name for name in names if name.endswith("_") and not name.startswith("_")}
+
+
+def documented_attributes(estimator):
+    entries = NumpyDocString(inspect.getdoc(estimator))["Attributes"]
+    return {name for entry in entries for name in entry.name.split(", ")}
+
+
+def test_fitted_attributes_are_those_documented(aligner, data):
+    if isinstance(aligner, BridgeFlow):
+        aligner.set_params(inverse=True)  # whose flow has attributes of its own
+    aligner.fit(data.X, data.Y, data.paired_idx)
+    assert fitted_attributes(aligner) == documented_attributes(aligner)
+
+
+@pytest.mark.parametrize("estimator", [*CLASSIFIERS, CrossModalRetriever()], ids=str)
+def test_fitted_attributes_of_its_users_are_those_documented(estimator, data):
+    estimator = clone(estimator).fit(data.X, np.arange(len(data.X)) % 3)
+    assert fitted_attributes(estimator) == documented_attributes(estimator)

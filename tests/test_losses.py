@@ -130,3 +130,6 @@ def test_what_is_wrong_is_said():
         losses.klot(torch.full((3, 3), torch.nan), torch.eye(3))
     with pytest.raises(ValueError, match=r"one shape, but K has \(3, 3\) and K_teacher \(3, 4\)"):
         losses.klot(torch.eye(3), torch.eye(3, 4))
+    for shapes in (((7, 3), (11, 1), (7, 5), (11, 5)), ((7, 3), (11, 3), (11, 5), (7, 5)), ((7,), (7,), (7,), (7,))):
+        with pytest.raises(ValueError, match=r"must have shapes \(n, d\), .* but they have"):
+            losses.cka(*map(torch.ones, shapes))

@@ -31,6 +31,16 @@ def cka(F, G, F_teacher, G_teacher):
 
     With :math:`\langle H K H, H K^* H\rangle = \langle F_c^T F^*_c, G_c^T G^*_c\rangle`, nothing of size n x m is formed.
     """
+    if not (
+        F.ndim == G.ndim == F_teacher.ndim == G_teacher.ndim == 2
+        and (len(F), len(G)) == (len(F_teacher), len(G_teacher))
+        and (F.shape[1], F_teacher.shape[1]) == (G.shape[1], G_teacher.shape[1])
+    ):
+        shapes = ", ".join(str(tuple(Z.shape)) for Z in (F, G, F_teacher, G_teacher))
+        raise ValueError(
+            f"F, G, F_teacher and G_teacher must have shapes (n, d), (m, d), (n, k) and (m, k), but they have {shapes}. Embed "
+            "the same rows by student and teacher."
+        )
     F, G, F_teacher, G_teacher = (Z - Z.mean(dim=0) for Z in (F, G, F_teacher.detach(), G_teacher.detach()))
     cross = _inner(F, G, F_teacher, G_teacher)
     return 1 - cross / (_norm(F, G) * _norm(F_teacher, G_teacher))

@@ -67,8 +67,10 @@ class SinkhornResult:
         Whether ``error <= tol``.
     row_sums, column_sums : Tensor of shape (n,) and (m,)
         Sums the plan has: equal to ``a``, and up to `error` to ``b``, where these are not relaxed.
-    affinity, epsilon :
-        The problem that was solved.
+    affinity : object
+        What was solved: has `shape`, `dtype` and `device` of K.
+    epsilon : float
+        Entropic temperature it was solved at.
     """
 
     f: torch.Tensor
@@ -92,7 +94,29 @@ class SinkhornResult:
         return P
 
     def log2_plan(self, rows, out):
-        """log2 of some rows of the plan, to be floored before exp2, into `out`."""
+        """Logarithm to base 2 of some rows of the plan, without forming the others.
+
+        Parameters
+        ----------
+        rows : slice
+            Which rows.
+        out : Tensor of shape (r, m)
+            Where to write them, in the type of the affinity.
+
+        Returns
+        -------
+        out : Tensor of shape (r, m)
+            The same. exp2 is slow where it underflows; clamp the entries first.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from skalign.losses import sinkhorn
+        >>> result = sinkhorn(torch.eye(4), epsilon=0.5)
+        >>> first = result.log2_plan(slice(0, 2), out=torch.empty(2, 4)).exp2()
+        >>> torch.allclose(first, result.plan[:2])
+        True
+        """
         scale, dtype = _log2_scale(self.epsilon), self.affinity.dtype
         logits = self.affinity.scaled_rows(rows, scale, (self.g * scale).to(dtype), out=out)
         return logits.add_((self.f[rows] * scale).to(dtype)[:, None])

@@ -66,12 +66,17 @@ class RelativeRepresentation(BaseAligner):
 
         Parameters
         ----------
-        X, Y, paired_idx, X_unpaired, Y_unpaired
-            As in :meth:`skalign.CCATeacher.fit`; unpaired rows only move the means, and only if ``center="all"``.
+        X, Y : array-like of shape (n_x, d_x) and (n_y, d_y)
+            Views, as in :meth:`~skalign.SOTAlignTransformer.fit`.
+        paired_idx : None, bool (n,), int (p,) or int (p, 2), default=None
+            Which rows belong together, likewise.
+        X_unpaired, Y_unpaired : array-like of shape (q_x, d_x) and (q_y, d_y), default=None
+            Further rows without a partner; they only move the means, and only if ``center="all"``.
 
         Returns
         -------
         self : object
+            The fitted aligner.
 
         Raises
         ------

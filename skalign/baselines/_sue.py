@@ -71,8 +71,8 @@ class SUE(BaseAligner):
         Fitted step (ii), without ridge.
     x_spectrum_, y_spectrum_ : ndarray of shape (q_x,) and (q_y,)
         Eigenvalues of the random walks, descending, without the first, which is 1.
-    network_ : dict of str to ndarray or None
-        Weights of step (iii).
+    network_ : dict of str to ndarray, or None
+        Weights of step (iii); None if ``max_iter=0``.
     n_iter_ : int
         Epochs of step (iii).
     n_components_, n_pairs_, n_features_in_, n_features_in_y_ : int
@@ -133,12 +133,17 @@ class SUE(BaseAligner):
 
         Parameters
         ----------
-        X, Y, paired_idx, X_unpaired, Y_unpaired
-            As in :meth:`skalign.SOTAlign.fit`. Unpaired rows that are not in memory are all read into it.
+        X, Y : array-like of shape (n_x, d_x) and (n_y, d_y)
+            Views, as in :meth:`~skalign.SOTAlignTransformer.fit`.
+        paired_idx : None, bool (n,), int (p,) or int (p, 2), default=None
+            Which rows belong together, likewise.
+        X_unpaired, Y_unpaired : array-like of shape (q_x, d_x) and (q_y, d_y), default=None
+            Further rows without a partner; those that are not in memory are all read into it.
 
         Returns
         -------
         self : object
+            The fitted aligner.
 
         Raises
         ------

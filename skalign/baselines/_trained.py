@@ -51,17 +51,26 @@ class _TrainedRival(TrainedAligner):
 
         Parameters
         ----------
-        X, Y, paired_idx, X_unpaired, Y_unpaired
-            As in :meth:`skalign.SOTAlign.fit`. For NNCLR, unpaired rows that are not in memory are all read into it.
+        X, Y : array-like of shape (n_x, d_x) and (n_y, d_y)
+            Views, as in :meth:`~skalign.SOTAlignTransformer.fit`.
+        paired_idx : None, bool (n,), int (p,) or int (p, 2), default=None
+            Which rows belong together, likewise.
+        X_unpaired, Y_unpaired : array-like of shape (q_x, d_x) and (q_y, d_y), default=None
+            Further rows without a partner. NNCLR reads all of those that are not in memory.
 
         Returns
         -------
         self : object
+            The fitted aligner.
 
         Raises
         ------
         ValueError
             If a view is not finite, the pairs are not legal, or the device is not there.
+        OSError
+            If rows that are not in memory cannot be read, or `checkpoint_dir` cannot be written to.
+        ImportError
+            If `verbose` and tqdm is not installed.
         """
         self._train(
             self._judge(X, Y, paired_idx, X_unpaired, Y_unpaired),
@@ -75,9 +84,14 @@ class _TrainedRival(TrainedAligner):
 class SAIL(_TrainedRival):
     r"""Heads trained with the sigmoid loss, on the pairs alone or with unpaired rows as further negatives.
 
-    Scale and bias are learned; ``negatives="pairs"`` is the training of :class:`skalign.ContrastiveTeacher`. With
-    ``negatives="all"`` [1]_ (appendix A.2) every paired row of X is told apart from all paired and unpaired rows of Y, and
-    the other way round; the mean of both losses is minimised. The heads are linear; the method's own are gated networks [2]_.
+    With unit rows F, G of the heads' outputs and :math:`z_{ij} = 1` for a known match, -1 otherwise,
+
+    .. math:: -\frac{1}{p} \sum_{i} \sum_{j} \log \sigma\bigl(z_{ij} (s\, F_i \cdot G_j + b)\bigr),
+
+    with learned scale s and bias b, over the p paired rows i of X and, with ``negatives="pairs"``, the paired rows j of Y: the
+    training of :class:`skalign.ContrastiveTeacher`. With ``negatives="all"`` [1]_ (appendix A.2) j runs over all paired and
+    unpaired rows of Y; the mean of this loss and that of the other way round is minimised. The heads are linear; the method's
+    own are gated networks [2]_.
 
     Parameters
     ----------
@@ -110,13 +124,21 @@ class SAIL(_TrainedRival):
     Attributes
     ----------
     x_coef_, y_coef_ : ndarray of shape (d_x, k) and (d_y, k)
-        Weights of the linear heads; `x_intercept_` and `y_intercept_` their biases.
+        Weights of the linear heads.
+    x_intercept_, y_intercept_ : ndarray of shape (k,)
+        Their biases.
+    x_head_, y_head_ : dict of str to ndarray
+        The same as torch has them, under "weight" and "bias".
+    head_ : str
+        Kind of the heads, "linear".
     loss_curve_ : dict of str to list of float
         "loss" of each step; on pairs alone also "siglip", the same, and "divergence", 0.
     x_mean_, y_mean_ : ndarray of shape (d_x,) and (d_y,)
         Means of the paired rows at unit length, subtracted after scaling.
     n_iter_ : int
         Steps taken.
+    best_iter_ : None
+        No pairs are held out.
     n_components_, n_pairs_, n_features_in_, n_features_in_y_ : int
         Sizes.
 
@@ -223,13 +245,21 @@ class STRUCTURE(_TrainedRival):
     Attributes
     ----------
     x_coef_, y_coef_ : ndarray of shape (d_x, k) and (d_y, k)
-        Weights of the linear heads; `x_intercept_` and `y_intercept_` their biases.
+        Weights of the linear heads.
+    x_intercept_, y_intercept_ : ndarray of shape (k,)
+        Their biases.
+    x_head_, y_head_ : dict of str to ndarray
+        The same as torch has them, under "weight" and "bias".
+    head_ : str
+        Kind of the heads, "linear".
     loss_curve_ : dict of str to list of float
         "loss", "info_nce" and "structure" of each step.
     x_mean_, y_mean_ : ndarray of shape (d_x,) and (d_y,)
         Means of the paired rows at unit length, subtracted after scaling.
     n_iter_ : int
         Steps taken.
+    best_iter_ : None
+        No pairs are held out.
     n_components_, n_pairs_, n_features_in_, n_features_in_y_ : int
         Sizes.
 
@@ -333,13 +363,21 @@ class NNCLR(_TrainedRival):
     Attributes
     ----------
     x_coef_, y_coef_ : ndarray of shape (d_x, k) and (d_y, k)
-        Weights of the linear heads; `x_intercept_` and `y_intercept_` their biases.
+        Weights of the linear heads.
+    x_intercept_, y_intercept_ : ndarray of shape (k,)
+        Their biases.
+    x_head_, y_head_ : dict of str to ndarray
+        The same as torch has them, under "weight" and "bias".
+    head_ : str
+        Kind of the heads, "linear".
     loss_curve_ : dict of str to list of float
         "loss" of each step, and "siglip" of the pairs themselves.
     x_mean_, y_mean_ : ndarray of shape (d_x,) and (d_y,)
         Means of the paired rows at unit length, subtracted after scaling.
     n_iter_ : int
         Steps taken.
+    best_iter_ : None
+        No pairs are held out.
     n_components_, n_pairs_, n_features_in_, n_features_in_y_ : int
         Sizes.
 
@@ -449,13 +487,21 @@ class SCLIP(_TrainedRival):
     Attributes
     ----------
     x_coef_, y_coef_ : ndarray of shape (d_x, k) and (d_y, k)
-        Weights of the linear heads; `x_intercept_` and `y_intercept_` their biases.
+        Weights of the linear heads.
+    x_intercept_, y_intercept_ : ndarray of shape (k,)
+        Their biases.
+    x_head_, y_head_ : dict of str to ndarray
+        The same as torch has them, under "weight" and "bias".
+    head_ : str
+        Kind of the heads, "linear".
     loss_curve_ : dict of str to list of float
         "loss", "info_nce" and "pseudo" of each step.
     x_mean_, y_mean_ : ndarray of shape (d_x,) and (d_y,)
         Means of the paired rows at unit length, subtracted after scaling.
     n_iter_ : int
         Steps taken.
+    best_iter_ : None
+        No pairs are held out.
     n_components_, n_pairs_, n_features_in_, n_features_in_y_ : int
         Sizes.
 

@@ -46,8 +46,11 @@ class LossCurveDisplay:
     >>> from skalign.plotting import LossCurveDisplay
     >>> data = make_two_views(random_state=0)
     >>> aligner = SOTAlign(max_iter=20, random_state=0).fit(data.X, data.Y, data.paired_idx)
-    >>> sorted(LossCurveDisplay.from_estimator(aligner).lines_)
+    >>> display = LossCurveDisplay.from_estimator(aligner)
+    >>> sorted(display.lines_)
     ['divergence', 'loss', 'siglip']
+    >>> display.plot().ax_.get_xlabel()  # the same numbers, drawn again
+    'step'
     """
 
     def __init__(self, loss_curve, *, best_iter=None, name=None):
@@ -71,6 +74,7 @@ class LossCurveDisplay:
         Returns
         -------
         display : LossCurveDisplay
+            What was drawn, with its numbers.
 
         Raises
         ------
@@ -99,6 +103,7 @@ class LossCurveDisplay:
         Returns
         -------
         self : object
+            The display, with its attributes set.
 
         Raises
         ------

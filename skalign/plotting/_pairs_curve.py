@@ -62,6 +62,8 @@ class PairsCurveDisplay:
     ... )
     >>> display.n_pairs
     array([ 10,  25,  50, 100])
+    >>> len(display.plot(direction="both").lines_)  # the same numbers, drawn again
+    2
     """
 
     def __init__(self, n_pairs, recall, k, *, name=None):
@@ -112,7 +114,7 @@ class PairsCurveDisplay:
             Pairs among them, as in :func:`skalign.metrics.recall_at_k`.
         X_unpaired, Y_unpaired : array-like of shape (q_x, d_x) and (q_y, d_y), default=None
             Further rows without a partner, for every fit.
-        n_pairs : array-like of int or float, default=(0.1, 0.25, 0.5, 1.0)
+        n_pairs : array-like of int or float, shape (q,), default=(0.1, 0.25, 0.5, 1.0)
             Numbers of pairs, or shares of them between 0 and 1.
         n_repeats : int, default=5
             Draws of the pairs. With all pairs, the draws differ only by what the aligner itself draws.
@@ -136,6 +138,7 @@ class PairsCurveDisplay:
         Returns
         -------
         display : PairsCurveDisplay
+            What was drawn, with its numbers.
 
         Raises
         ------
@@ -177,12 +180,19 @@ class PairsCurveDisplay:
 
         Parameters
         ----------
-        ax, direction, view_names, line_kw
-            As in `from_estimator`.
+        ax : matplotlib Axes, default=None
+            Where to draw; None makes a figure.
+        direction : {"mean", "both", "x_to_y", "y_to_x"}, default="mean"
+            The mean of both directions as one curve (to compare aligners), a curve for each, or one direction.
+        view_names : pair of str, default=("X", "Y")
+            What the views are, such as ``("picture", "text")``.
+        line_kw : dict, default=None
+            Passed to matplotlib's ``plot`` for the curves.
 
         Returns
         -------
         self : object
+            The display, with its attributes set.
 
         Raises
         ------

@@ -61,6 +61,13 @@ class PlanDisplay:
     >>> display = PlanDisplay.from_estimator(aligner, data.X_test, data.Y_test, data.test_idx)
     >>> display.mass_on_pairs > display.chance
     True
+
+    The same of embeddings, and drawn again in other colours:
+
+    >>> F, G = aligner.transform(data.X_test, data.Y_test)
+    >>> display = PlanDisplay.from_predictions(F, G, data.test_idx, epsilon=0.05)
+    >>> display.plot(cmap="Greys").image_.get_cmap().name
+    'Greys'
     """
 
     def __init__(self, plan, paired_idx=None, *, name=None):
@@ -116,6 +123,7 @@ class PlanDisplay:
         Returns
         -------
         display : PlanDisplay
+            What was drawn, with its numbers.
 
         Raises
         ------
@@ -163,12 +171,15 @@ class PlanDisplay:
             Entropic temperature, positive, in units of cosine.
         name : str, default=None
             Name in the title.
-        view_names, ax
-            As in `from_estimator`.
+        view_names : pair of str, default=("X", "Y")
+            What the views are, such as ``("picture", "text")``.
+        ax : matplotlib Axes, default=None
+            Where to draw; None makes a figure.
 
         Returns
         -------
         display : PlanDisplay
+            What was drawn, with its numbers.
 
         Raises
         ------
@@ -203,6 +214,7 @@ class PlanDisplay:
         Returns
         -------
         self : object
+            The display, with its attributes set.
 
         Raises
         ------

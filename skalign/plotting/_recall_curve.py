@@ -44,6 +44,12 @@ class RecallCurveDisplay:
     >>> aligner = CCATeacher(reg=0.1).fit(data.X, data.Y, data.paired_idx)
     >>> display = RecallCurveDisplay.from_estimator(aligner, data.X_test, data.Y_test, data.test_idx)
     >>> display.figure_.savefig("recall.png")  # doctest: +SKIP
+
+    The same of embeddings, and drawn again as one curve:
+
+    >>> display = RecallCurveDisplay.from_predictions(*aligner.transform(data.X_test, data.Y_test), data.test_idx)
+    >>> display.plot(direction="mean").lines_
+    [<matplotlib.lines.Line2D object at ...>]
     """
 
     def __init__(self, k, recall, chance, *, name=None):
@@ -80,7 +86,7 @@ class RecallCurveDisplay:
             Second view.
         paired_idx : None, bool (n,), int (p,) or int (p, 2), default=None
             As in :func:`skalign.metrics.recall_at_k`: queries are the rows named, the gallery is every row present.
-        k : int or array-like of int, default=100
+        k : int or array-like of int, shape (q,), default=100
             Largest k (at most the rows of the larger gallery are drawn), or each k to draw.
         direction : {"both", "mean", "x_to_y", "y_to_x"}, default="both"
             A curve for each direction, the mean of both as one curve (to compare aligners), or one direction.
@@ -98,6 +104,7 @@ class RecallCurveDisplay:
         Returns
         -------
         display : RecallCurveDisplay
+            What was drawn, with its numbers.
 
         Raises
         ------
@@ -139,16 +146,27 @@ class RecallCurveDisplay:
         ----------
         F, G : array-like of shape (n_x, d) and (n_y, d)
             Embedded views, finite, in one space.
-        paired_idx, k, direction, plot_chance_level
-            As in `from_estimator`.
+        paired_idx : None, bool (n,), int (p,) or int (p, 2), default=None
+            As in :func:`skalign.metrics.recall_at_k`: queries are the rows named, the gallery is every row.
+        k : int or array-like of int, shape (q,), default=100
+            Largest k (at most the rows of the larger gallery are drawn), or each k to draw.
+        direction : {"both", "mean", "x_to_y", "y_to_x"}, default="both"
+            A curve for each direction, the mean of both as one curve (to compare aligners), or one direction.
+        plot_chance_level : bool, default=True
+            Whether to draw what a gallery in random order would give.
         name : str, default=None
             Name in the legend.
-        view_names, ax, line_kw
-            As in `from_estimator`.
+        view_names : pair of str, default=("X", "Y")
+            What the views are, such as ``("picture", "text")``.
+        ax : matplotlib Axes, default=None
+            Where to draw; None makes a figure.
+        line_kw : dict, default=None
+            Passed to matplotlib's ``plot`` for the curves, such as ``{"linestyle": "--"}`` for a second aligner.
 
         Returns
         -------
         display : RecallCurveDisplay
+            What was drawn, with its numbers.
 
         Raises
         ------
@@ -177,12 +195,21 @@ class RecallCurveDisplay:
 
         Parameters
         ----------
-        ax, direction, plot_chance_level, view_names, line_kw
-            As in `from_estimator`.
+        ax : matplotlib Axes, default=None
+            Where to draw; None makes a figure.
+        direction : {"both", "mean", "x_to_y", "y_to_x"}, default="both"
+            A curve for each direction, the mean of both as one curve (to compare aligners), or one direction.
+        plot_chance_level : bool, default=True
+            Whether to draw what a gallery in random order would give.
+        view_names : pair of str, default=("X", "Y")
+            What the views are, such as ``("picture", "text")``.
+        line_kw : dict, default=None
+            Passed to matplotlib's ``plot`` for the curves, such as ``{"linestyle": "--"}`` for a second aligner.
 
         Returns
         -------
         self : object
+            The display, with its attributes set.
 
         Raises
         ------

@@ -45,6 +45,12 @@ class SimilarityDisplay:
     >>> display = SimilarityDisplay.from_estimator(aligner, data.X_test, data.Y_test, data.test_idx)
     >>> display.auc > 0.9
     True
+
+    The same of embeddings, and drawn again with fewer bins:
+
+    >>> display = SimilarityDisplay.from_predictions(*aligner.transform(data.X_test, data.Y_test), data.test_idx)
+    >>> len(display.plot(bins=20).histograms_[0].get_data().values)
+    20
     """
 
     def __init__(self, pairs, non_pairs, *, name=None):
@@ -70,7 +76,7 @@ class SimilarityDisplay:
             Pairs; every other couple of rows counts as a non-pair, true pairs that are not known among them.
         n_non_pairs : int, default=100000
             Non-pairs to draw at most; all if there are fewer.
-        bins : int or array-like, default=50
+        bins : int or array-like of shape (n_bins + 1,), default=50
             Number of bins, or their edges.
         random_state : int, RandomState instance or None, default=0
             Draws the non-pairs.
@@ -82,6 +88,7 @@ class SimilarityDisplay:
         Returns
         -------
         display : SimilarityDisplay
+            What was drawn, with its numbers.
 
         Raises
         ------
@@ -109,8 +116,14 @@ class SimilarityDisplay:
         ----------
         F, G : array-like of shape (n_x, d) and (n_y, d)
             Embedded views, finite, in one space.
-        paired_idx, n_non_pairs, bins, random_state
-            As in `from_estimator`.
+        paired_idx : None, bool (n,), int (p,) or int (p, 2), default=None
+            Pairs; every other couple of rows counts as a non-pair.
+        n_non_pairs : int, default=100000
+            Non-pairs to draw at most; all if there are fewer.
+        bins : int or array-like of shape (n_bins + 1,), default=50
+            Number of bins, or their edges.
+        random_state : int, RandomState instance or None, default=0
+            Draws the non-pairs.
         name : str, default=None
             Title.
         ax : matplotlib Axes, default=None
@@ -119,6 +132,7 @@ class SimilarityDisplay:
         Returns
         -------
         display : SimilarityDisplay
+            What was drawn, with its numbers.
 
         Raises
         ------
@@ -144,12 +158,13 @@ class SimilarityDisplay:
         ----------
         ax : matplotlib Axes, default=None
             Where to draw; None makes a figure.
-        bins : int or array-like, default=50
+        bins : int or array-like of shape (n_bins + 1,), default=50
             Number of bins, or their edges.
 
         Returns
         -------
         self : object
+            The display, with its attributes set.
 
         Raises
         ------

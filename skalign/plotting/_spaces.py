@@ -42,7 +42,7 @@ class SpacesDisplay:
         Lines that join pairs across the first two axes.
     links_ : matplotlib LineCollection
         Lines that join the same pairs in the shared space.
-    axes_ : ndarray of three matplotlib Axes
+    axes_ : ndarray of matplotlib Axes, shape (3,)
         Where it is drawn.
     figure_ : matplotlib Figure
         Their figure.
@@ -57,6 +57,13 @@ class SpacesDisplay:
     >>> display = SpacesDisplay.from_estimator(aligner, data.X_test, data.Y_test, data.test_idx)
     >>> display.F.shape
     (100, 2)
+
+    The same of embeddings, and drawn again with fewer lines:
+
+    >>> F, G = aligner.transform(data.X_test, data.Y_test)
+    >>> display = SpacesDisplay.from_predictions(data.X_test, data.Y_test, F, G, data.test_idx)
+    >>> len(display.plot(n_links=10).links_before_)
+    10
     """
 
     def __init__(self, X, Y, F, G, pairs, explained):
@@ -93,6 +100,7 @@ class SpacesDisplay:
         Returns
         -------
         display : SpacesDisplay
+            What was drawn, with its numbers.
 
         Raises
         ------
@@ -129,12 +137,19 @@ class SpacesDisplay:
             Their embeddings in one space, row by row.
         paired_idx : None, bool (n,), int (p,) or int (p, 2), default=None
             Pairs among their rows.
-        n_links, view_names, ax, scatter_kw
-            As in `from_estimator`.
+        n_links : int, default=60
+            Pairs to join by a line at most, evenly spaced among them.
+        view_names : pair of str, default=("X", "Y")
+            What the views are, such as ``("picture", "text")``.
+        ax : sequence of three matplotlib Axes, default=None
+            Where to draw; None makes a figure.
+        scatter_kw : dict, default=None
+            Passed to matplotlib's ``scatter``, such as ``{"s": 5}``.
 
         Returns
         -------
         display : SpacesDisplay
+            What was drawn, with its numbers.
 
         Raises
         ------
@@ -164,12 +179,19 @@ class SpacesDisplay:
 
         Parameters
         ----------
-        ax, n_links, view_names, scatter_kw
-            As in `from_estimator`.
+        ax : sequence of three matplotlib Axes, default=None
+            Where to draw; None makes a figure.
+        n_links : int, default=60
+            Pairs to join by a line at most, evenly spaced among them.
+        view_names : pair of str, default=("X", "Y")
+            What the views are, such as ``("picture", "text")``.
+        scatter_kw : dict, default=None
+            Passed to matplotlib's ``scatter``, such as ``{"s": 5}``.
 
         Returns
         -------
         self : object
+            The display, with its attributes set.
 
         Raises
         ------

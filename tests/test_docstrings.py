@@ -31,6 +31,7 @@ METHODS = [
     for name, thing in OBJECTS.items()
     for method in (
         "fit",
+        "partial_fit",
         "transform",
         "transform_y",
         "score",

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import warnings
+from dataclasses import replace
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
@@ -15,7 +16,7 @@ from ._core.ranks import recalls
 from ._core.rows import distinct_rows, normalize_rows
 from ._files import save
 from ._folds import refuse_wrong_folds
-from ._pairs import check_pairs, distinct_partners, judge_pairs, missing_rows, read_pairs, stack
+from ._pairs import PairedViews, check_pairs, distinct_partners, judge_pairs, missing_rows, read_pairs, stack
 from ._sources import Rows, stored_rows
 
 
@@ -396,8 +397,44 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         with _telling_of_text("X"):
             X = validate_data(self, to_numpy(X), dtype=floats_of(X), order="C", ensure_all_finite=False)
         Y = self._check_y(Y, allow_nan=True, reset=True)
-        X_pool = check_pool(X_unpaired, "X", X.shape[1], getattr(self, "feature_names_in_", None))
-        Y_pool = check_pool(Y_unpaired, "Y", Y.shape[1], getattr(self, "feature_names_in_y_", None))
+        X_pool, Y_pool = self._check_pools(X_unpaired, Y_unpaired, check_pools, X_rest, Y_rest)
+        views = judge_pairs(X, Y, paired_idx, X_pool, Y_pool, required=required)
+        self.n_pairs_ = len(views.pairs)
+        self._table_size_ = 0  # rows of a table that holds more than pairs
+        if len(X) == len(Y) and len(views.x_free) and len(views.y_free):
+            self._table_size_ = np.count_nonzero(~(missing_rows(X) | missing_rows(Y)))
+        return views
+
+    def _judge_further(self, X, Y, paired_idx, X_unpaired, Y_unpaired, *, check_pools=True):
+        """`_judge` for a call of `partial_fit`; once fitted, views must be as in the first call, and may be left out."""
+        n_views = sum(view is not None for view in (X, Y))
+        if not hasattr(self, "n_components_"):
+            if n_views < 2:
+                raise ValueError(
+                    "The first call of `partial_fit` must bring pairs, for the teacher learns from them, but X or Y is None. "
+                    "Pass partial_fit(X, Y, paired_idx); later calls may bring unpaired rows alone."
+                )
+            return self._judge(X, Y, paired_idx, X_unpaired, Y_unpaired, check_pools=check_pools)
+        if n_views == 1 or (n_views == 0 and paired_idx is not None):
+            raise ValueError(
+                "X and Y come together, with the pairs between them, but one is None. Pass rows that have no partner as "
+                "`X_unpaired` or `Y_unpaired`."
+            )
+        if n_views == 0:
+            if X_unpaired is None and Y_unpaired is None:
+                raise ValueError("`partial_fit` needs rows, but got none. Pass X and Y, `X_unpaired` or `Y_unpaired`.")
+            no_rows = (np.empty((0, width), dtype=np.float32) for width in (self.n_features_in_, self.n_features_in_y_))
+            views = PairedViews(*no_rows, pairs=np.empty((0, 2), dtype=np.int64))
+        else:
+            X, Y = self._check_x(X, allow_nan=True), self._check_y(Y, allow_nan=True)
+            views = judge_pairs(X, Y, to_numpy(paired_idx), required=False)
+        X_pool, Y_pool = self._check_pools(X_unpaired, Y_unpaired, check_pools)
+        return replace(views, X_pool=X_pool, Y_pool=Y_pool)
+
+    def _check_pools(self, X_unpaired, Y_unpaired, check_pools, X_rest=None, Y_rest=None):
+        """The pools after the `Rows` that a view on disk leaves, if there are any of either."""
+        X_pool = check_pool(X_unpaired, "X", self.n_features_in_, getattr(self, "feature_names_in_", None))
+        Y_pool = check_pool(Y_unpaired, "Y", self.n_features_in_y_, getattr(self, "feature_names_in_y_", None))
         X_pool = X_pool if X_rest is None else stack(X_rest, X_pool)
         Y_pool = Y_pool if Y_rest is None else stack(Y_rest, Y_pool)
         for pool in (X_pool, Y_pool):
@@ -405,12 +442,7 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
                 pool.check()
         if self._reads_pools:
             X_pool, Y_pool = (np.asarray(pool) if isinstance(pool, Rows) else pool for pool in (X_pool, Y_pool))
-        views = judge_pairs(X, Y, paired_idx, X_pool, Y_pool, required=required)
-        self.n_pairs_ = len(views.pairs)
-        self._table_size_ = 0  # rows of a table that holds more than pairs
-        if len(X) == len(Y) and len(views.x_free) and len(views.y_free):
-            self._table_size_ = np.count_nonzero(~(missing_rows(X) | missing_rows(Y)))
-        return views
+        return X_pool, Y_pool
 
     def _mapped(self, given, name, out):
         """Embedded rows of X or Y, in `out` if that is given; block by block if they are not in memory."""

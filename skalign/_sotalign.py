@@ -16,7 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 from ._base import BaseAligner, all_or_nothing, fit_within
 from ._callbacks import CallbackSupportMixin, Steps, with_attributes
 from ._core.divergences import DIVERGENCES, Divergence
-from ._core.hubness import N_FURTHER
+from ._core.hubness import N_FURTHER, LocalScaling
 from ._core.layers import HubnessColumns
 from ._core.objectives import PairsAndTeacher
 from ._export import preprocessing_layers
@@ -230,6 +230,8 @@ class SOTAlignTransformer(TrainedAligner):
         "batch_size_unpaired": [Interval(Integral, 1, None, closed="left"), "array-like"],
     }
 
+    __metadata_request__partial_fit = {"paired_idx": True, "X_unpaired": True, "Y_unpaired": True}
+
     def __init__(
         self,
         teacher=None,
@@ -333,13 +335,91 @@ class SOTAlignTransformer(TrainedAligner):
         """
         views = self._judge(X, Y, paired_idx, X_unpaired, Y_unpaired)
         self.teacher_ = None
+        divergence = self._divergence()
+        self.sinkhorn_error_ = divergence.worst_error  # grows in training
+        self._train(views, lambda data: PairsAndTeacher(self.alpha, divergence), **self._with_teacher())
+        self._warn_of_plans(divergence, self.n_iter_)
+        return self
 
-        def fit_teacher(pairs, random_state):
-            teacher = CCATeacher() if self.teacher is None else clone(self.teacher)
-            self.teacher_ = fit_within(teacher, views, pairs, random_state)
-            return self.teacher_
+    @all_or_nothing
+    @_fit_context(prefer_skip_nested_validation=False)
+    def partial_fit(self, X=None, Y=None, paired_idx=None, *, X_unpaired=None, Y_unpaired=None):
+        """Train further on the rows of a stream: once over those of this call, all of which may be forgotten then.
 
-        divergence = Divergence(
+        The first call brings pairs. From it come means and teacher, which stay, and the start of the heads. Each call takes as
+        many steps as its rows fill batches, at the rate `learning_rate` throughout, with all pairs so far; `max_iter` and
+        `warmup` are of `fit`. Few rows are filled up to a batch with rows of former calls.
+
+        Parameters
+        ----------
+        X, Y : array-like of shape (n_x, d_x) and (n_y, d_y), default=None
+            Both views as in `fit`, of the first call or for new pairs, which join those known; a pair given again, row by row
+            the same, changes nothing. None, both, in calls of unpaired rows alone.
+        paired_idx : None, bool (n,), int (p,) or int (p, 2), default=None
+            Which rows of X and Y belong together, as in `fit`.
+        X_unpaired, Y_unpaired : array-like of shape (q_x, d_x) and (q_y, d_y), default=None
+            Unpaired rows, of both views or of one, of any number, in memory or not, as in `fit`.
+
+        Returns
+        -------
+        self : object
+
+        Raises
+        ------
+        ValueError
+            As in `fit`; if the first call, or the first after a `fit`, which keeps no rows, brings no pairs; with
+            `early_stopping`; or if a step makes the weights infinite. Whatever ends a call before its time, Ctrl-C too,
+            leaves the estimator as it was.
+        OSError
+            If rows that are not in memory cannot be read.
+
+        Notes
+        -----
+        After each call `transform` is that of the heads so far, drawn back by `teacher_weight` to where the first call has
+        started them; the next goes on from the heads before that. What it needs stays in the estimator, in pickles and files,
+        too, all of it NumPy: the pairs, up to 2,048 other rows of either view, drawn evenly from all that came by, both heads,
+        and the state of the optimizer. `loss_curve_` and `n_iter_` go on from call to call. A later `fit` starts anew, or with
+        `warm_start` from these heads. After a `fit`, the first call goes on from its heads, and `teacher_weight` does nothing.
+        Callbacks and `checkpoint_dir` are not looked at.
+
+        A stream differs from a `fit` on the same rows in its means and teacher if ``center="all"``, in the order the rows come
+        in, and in the number of steps: give rows again for more of them.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from skalign import SOTAlignTransformer
+        >>> from skalign.datasets import make_two_views
+        >>> data = make_two_views(100, 900, 900, random_state=0)
+        >>> aligner = SOTAlignTransformer(batch_size_unpaired=128, random_state=0)
+        >>> aligner = aligner.partial_fit(data.X[:100], data.Y[:100])
+        >>> for x_rows, y_rows in zip(np.split(data.X[100:], 3), np.split(data.Y[100:], 3)):
+        ...     aligner = aligner.partial_fit(X_unpaired=x_rows, Y_unpaired=y_rows)
+        >>> aligner.n_iter_  # a step for the pairs, three for each 300 rows
+        10
+        """
+        if self.early_stopping:
+            raise ValueError(
+                "`partial_fit` holds no pairs out, but early_stopping=True. Set it to False; the score on pairs of your own "
+                "tells when to stop."
+            )
+        given = self._judge_further(X, Y, paired_idx, X_unpaired, Y_unpaired)
+        if not hasattr(self, "_stream") and len(given.pairs) == 0:
+            raise ValueError(
+                "The first call of `partial_fit` must bring pairs, also after `fit`, which keeps no rows, but it brings none. "
+                "Pass X, Y and `paired_idx` again."
+            )
+        self.teacher_ = getattr(self, "teacher_", None)
+        divergence = self._divergence()
+        n_before = getattr(self, "n_iter_", 0)
+        self._train_further(given, lambda data: PairsAndTeacher(self.alpha, divergence), **self._with_teacher())
+        former = getattr(self, "sinkhorn_error_", divergence.worst_error)
+        self.sinkhorn_error_ = {who: max(error, former[who]) for who, error in divergence.worst_error.items()}
+        self._warn_of_plans(divergence, self.n_iter_ - n_before)
+        return self
+
+    def _divergence(self):
+        return Divergence(
             self.divergence,
             self.epsilon,
             self.epsilon_teacher,
@@ -347,19 +427,24 @@ class SOTAlignTransformer(TrainedAligner):
             tol_teacher=self.sinkhorn_tol_teacher,
             max_iter=self.sinkhorn_max_iter,
         )
-        self.sinkhorn_error_ = divergence.worst_error  # grows in training
-        self._train(
-            views,
-            lambda data: PairsAndTeacher(self.alpha, divergence),
-            teacher=fit_teacher if self.alpha > 0 else None,
-            teacher_weight=self.teacher_weight,
-            with_unpaired=self.alpha > 0,
-            batch_size_unpaired=two(self.batch_size_unpaired),
-        )
-        self._warn_of_plans(divergence)
-        return self
 
-    def _warn_of_plans(self, divergence):
+    def _with_teacher(self):
+        """What the training is told beside views and objective."""
+        return {
+            "teacher": self._fit_teacher if self.alpha > 0 else None,
+            "teacher_weight": self.teacher_weight,
+            "with_unpaired": self.alpha > 0,
+            "batch_size_unpaired": two(self.batch_size_unpaired),
+        }
+
+    def _fit_teacher(self, views, pairs, random_state):
+        """The teacher, fitted unless it is already."""
+        if self.teacher_ is None:
+            teacher = CCATeacher() if self.teacher is None else clone(self.teacher)
+            self.teacher_ = fit_within(teacher, views, pairs, random_state)
+        return self.teacher_
+
+    def _warn_of_plans(self, divergence, n_plans):
         for who, epsilon, knob in (
             ("student", f"epsilon={self.epsilon}", "sinkhorn_tol"),
             ("teacher", f"epsilon_teacher={self.epsilon_teacher}", "sinkhorn_tol_teacher"),
@@ -367,7 +452,7 @@ class SOTAlignTransformer(TrainedAligner):
             missed = divergence.n_unconverged[who]
             if missed:
                 warnings.warn(
-                    f"{missed} of {self.n_iter_} plans of the {who} ({epsilon}) missed their tolerance; the worst L1 "
+                    f"{missed} of {n_plans} plans of the {who} ({epsilon}) missed their tolerance; the worst L1 "
                     f"marginal error is {divergence.worst_error[who]:.1e}. Raise `sinkhorn_max_iter`, `{knob}` or the "
                     "epsilon.",
                     ConvergenceWarning,
@@ -499,6 +584,8 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
         "hubness_correction": ["boolean"],
     }
 
+    __metadata_request__partial_fit = {"paired_idx": True, "X_unpaired": True, "Y_unpaired": True}
+
     def __init__(
         self,
         teacher="auto",
@@ -590,12 +677,9 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
             return self._around(with_attributes(aligner, attributes), views, copy.deepcopy(self.random_state))
 
         steps = Steps.of(self, views, self.max_iter, attributes_of)
-        self.x_transformer_ = _fit_transformer(self.x_transformer, views.X_all)
-        self.y_transformer_ = _fit_transformer(self.y_transformer, views.Y_all)
-        settings = {name: getattr(self, name) for name in _SHARED}
-        if self.teacher_weight == "auto":
-            settings["teacher_weight"] = _TEACHER_WEIGHT if len(views.X_unpaired) + len(views.Y_unpaired) else 1.0
-        aligner = SOTAlignTransformer(teacher=self._teacher(), **settings)
+        self._fit_transformers(views)
+        n_unpaired = len(views.X_unpaired) + len(views.Y_unpaired)
+        aligner = SOTAlignTransformer(teacher=self._teacher(), **self._settings(n_unpaired))
         aligner._steps = steps
         if self.warm_start and hasattr(self, "aligner_"):
             vars(aligner).update(
@@ -604,28 +688,107 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
                     for name in ("x_head_", "y_head_", "x_mean_", "y_mean_", "n_components_")
                 }
             )
-        aligner.fit(
-            _apply(self.x_transformer_, views.X),
-            _apply(self.y_transformer_, views.Y),
-            views.pairs,
-            X_unpaired=None if views.X_pool is None else _apply(self.x_transformer_, views.X_pool),
-            Y_unpaired=None if views.Y_pool is None else _apply(self.y_transformer_, views.Y_pool),
-        )
+        aligner.fit(*self._preprocessed(views.X, views.Y), views.pairs, **self._preprocessed_pools(views))
         vars(self).update(self._around(aligner, views, self.random_state))
         if steps:
             steps.close()
         return self
+
+    @all_or_nothing
+    @_fit_context(prefer_skip_nested_validation=False)
+    def partial_fit(self, X=None, Y=None, paired_idx=None, *, X_unpaired=None, Y_unpaired=None):
+        """Train further on the rows of a stream: once over those of this call, all of which may be forgotten then.
+
+        See :meth:`SOTAlignTransformer.partial_fit`, of which this is the form for raw embeddings. Preprocessing is that of the
+        first call; give it rows enough to tell. The anchors of the hubness correction are rows drawn evenly from all calls.
+
+        Parameters
+        ----------
+        X, Y : array-like of shape (n_x, d_x) and (n_y, d_y), default=None
+            Both views as in `fit`, of the first call or for new pairs, or None, both, in calls of unpaired rows alone.
+        paired_idx : None, bool (n,), int (p,) or int (p, 2), default=None
+            Which rows of X and Y belong together, as in `fit`.
+        X_unpaired, Y_unpaired : array-like of shape (q_x, d_x) and (q_y, d_y), default=None
+            Unpaired rows, of both views or of one, of any number, in memory or not, as in `fit`.
+
+        Returns
+        -------
+        self : object
+
+        Raises
+        ------
+        ValueError
+            As by :meth:`SOTAlignTransformer.partial_fit`. The estimator is as it was then.
+        OSError
+            If rows that are not in memory cannot be read.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from skalign import SOTAlign
+        >>> from skalign.datasets import make_two_views
+        >>> data = make_two_views(100, 900, 900, random_state=0)
+        >>> aligner = SOTAlign(batch_size_unpaired=128, random_state=0).partial_fit(data.X[:100], data.Y[:100])
+        >>> for x_rows, y_rows in zip(np.split(data.X[100:], 3), np.split(data.Y[100:], 3)):
+        ...     aligner = aligner.partial_fit(X_unpaired=x_rows, Y_unpaired=y_rows)
+        >>> aligner.score(data.X_test, data.Y_test, paired_idx=data.test_idx) > 0.5
+        True
+        """
+        given = self._judge_further(X, Y, paired_idx, X_unpaired, Y_unpaired, check_pools=False)
+        if hasattr(self, "aligner_"):
+            aligner = copy.copy(self.aligner_)
+        else:
+            self._fit_transformers(given)
+            aligner = SOTAlignTransformer(teacher=self._teacher())
+        stream = getattr(aligner, "_stream", None)
+        n_unpaired = len(given.X_unpaired) + len(given.Y_unpaired) + (stream.n_unpaired if stream else 0)
+        aligner.set_params(**self._settings(n_unpaired))
+        views = self._preprocessed(given.X, given.Y) if len(given.X) else (None, None)
+        aligner.partial_fit(*views, given.pairs if len(given.X) else None, **self._preprocessed_pools(given))
+        self.n_pairs_ = aligner.n_pairs_
+        vars(self).update(self._around(aligner, given, self.random_state))
+        return self
+
+    def _fit_transformers(self, views):
+        self.x_transformer_ = _fit_transformer(self.x_transformer, views.X_all)
+        self.y_transformer_ = _fit_transformer(self.y_transformer, views.Y_all)
+
+    def _settings(self, n_unpaired):
+        """Settings of the second stage, where so many rows are unpaired."""
+        settings = {name: getattr(self, name) for name in _SHARED}
+        if self.teacher_weight == "auto":
+            settings["teacher_weight"] = _TEACHER_WEIGHT if n_unpaired else 1.0
+        return settings
+
+    def _preprocessed(self, X, Y):
+        return _apply(self.x_transformer_, X), _apply(self.y_transformer_, Y)
+
+    def _preprocessed_pools(self, views):
+        pools = {"X_unpaired": (self.x_transformer_, views.X_pool), "Y_unpaired": (self.y_transformer_, views.Y_pool)}
+        return {name: _apply(step, pool) for name, (step, pool) in pools.items() if pool is not None}
 
     def _around(self, aligner, views, random_state):
         """Fitted attributes that follow from the fitted second stage."""
         names = ("teacher_", "loss_curve_", "n_iter_", "best_iter_", "sinkhorn_error_", "n_components_")
         attributes = {"aligner_": aligner, "local_scaling_": None} | {name: getattr(aligner, name) for name in names}
         if self.hubness_correction:
-            whole = with_attributes(self, attributes)  # whose embeddings are those of the heads as yet
-            embeddings = whole._embed_x, whole._embed_y
-            scaling = fit_local_scaling(*embeddings, views, N_NEIGHBORS, N_ANCHORS, random_state)
+            scaling = self._local_scaling(aligner, views, random_state)
             attributes |= {"local_scaling_": scaling, "n_components_": aligner.n_components_ + N_FURTHER}
         return attributes
+
+    def _local_scaling(self, aligner, views, random_state):
+        stream = getattr(aligner, "_stream", None)
+        if stream is not None:  # whose rows are those of all calls
+            anchors = aligner._embed_x(stream.x_sample.rows), aligner._embed_y(stream.y_sample.rows)
+            return LocalScaling.fit(*anchors, N_NEIGHBORS)
+
+        def embed_x(X):
+            return aligner._embed_x(_apply(self.x_transformer_, X))
+
+        def embed_y(Y):
+            return aligner._embed_y(_apply(self.y_transformer_, Y))
+
+        return fit_local_scaling(embed_x, embed_y, views, N_NEIGHBORS, N_ANCHORS, random_state)
 
     def set_params(self, **params):
         """Set parameters; those of the teacher, as ``teacher__reg``, if it is an estimator.

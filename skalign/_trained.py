@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import warnings
+from dataclasses import replace
 from numbers import Integral, Real
 
 import numpy as np
@@ -22,8 +23,9 @@ from ._core.objectives import PairsAndTeacher
 from ._core.reading import StreamedRows
 from ._core.rows import normalize_rows
 from ._core.training import OPTIMIZERS, TrainingViews, embed, train_heads, undisturbed
-from ._pairs import group_pairs
+from ._pairs import PairedViews, group_pairs
 from ._sources import JoinedRows, Rows
+from ._stream import Continued, Stream, even
 
 _MAX_DIMENSION = 1024  # of the shared space by default, as in the paper
 _FEW = 100  # pairs by which a teacher is known again
@@ -67,8 +69,8 @@ class TrainedAligner(CallbackSupportMixin, BaseAligner):
     ):
         """Train both heads and store them as NumPy arrays.
 
-        ``objective(data)`` makes the objective for `TrainingViews`. ``teacher(pairs, random_state)`` fits the teacher, if
-        there is one, on the training pairs and returns it; heads that start there go back by `teacher_weight` of their way
+        ``objective(data)`` makes the objective for `TrainingViews`. ``teacher(views, pairs, random_state)`` fits the teacher,
+        if there is one, on the training pairs and returns it; heads that start there go back by `teacher_weight` of their way
         in the end. The data hold the unpaired rows only `with_unpaired`. Callbacks see the steps, those of `_steps` if
         somebody lent us some.
         """
@@ -81,70 +83,21 @@ class TrainedAligner(CallbackSupportMixin, BaseAligner):
         random_state = self.random_state if checkpoint is None else checkpoint.random_state
         rng = check_random_state(random_state)
         pairs, held_out = hold_out(views.pairs, self.validation_fraction if self.early_stopping else None, rng)
-        seed_x, seed_y, seed_batches = rng.randint(2**31 - 1, size=3).tolist()
+        *seeds, seed_batches = rng.randint(2**31 - 1, size=3).tolist()
         if former is None:  # else the former heads go with the former means
             self._fit_means(views)
         self.head_ = self.head
         if teacher is None:
             warn_zero_rows(views, depth=1)
-        fitted = None if teacher is None else teacher(pairs, random_state)
-        at_teacher = former is None and fitted is not None and self._starts_from(fitted)
-        if former is None or self.n_components is not None:  # else that of the former heads
-            limit = min(self.n_features_in_, self.n_features_in_y_, _MAX_DIMENSION)
-            self.n_components_ = self.n_components or (fitted.n_components_ if at_teacher else limit)
-        head_x = build_head(self.head_, self.n_features_in_, self.n_components_, seed_x)
-        head_y = build_head(self.head_, self.n_features_in_y_, self.n_components_, seed_y)
-
-        if at_teacher:
-            self._start(head_x, fitted, "x")
-            self._start(head_y, fitted, "y")
-            starts = copy.deepcopy((head_x, head_y))
-        elif former is not None:
-            _go_on_from(head_x, former[0], "X")
-            _go_on_from(head_y, former[1], "Y")
-
-        def tensor_x(rows):
-            return to_tensor(self._prepared_x(rows), device, torch.float32)
-
-        def tensor_y(rows):
-            return to_tensor(self._prepared_y(rows), device, torch.float32)
-
-        X, Y = views.X_unpaired, views.Y_unpaired
-        held = None if held_out is None else held_out_rows(views, held_out, X, Y, tensor_x, tensor_y)
-        unpaired = {}
-        if with_unpaired:
-            if fitted is not None:
-                # a view without unpaired rows lends its paired ones, so that the other view's still count
-                X = X if len(X) else views.X[np.unique(pairs[:, 0])]
-                Y = Y if len(Y) else views.Y[np.unique(pairs[:, 1])]
-            # rows of which every step takes all may as well be in memory
-            pools = zip((X, Y), batch_size_unpaired, strict=True)
-            X, Y = (rows[:] if len(rows) <= size else rows for rows, size in pools)
-        if with_unpaired and (isinstance(X, Rows) or isinstance(Y, Rows)):
-            unpaired = {"X": self._streamed(X, "x", fitted, device), "Y": self._streamed(Y, "y", fitted, device)}
-        elif with_unpaired:
-            unpaired = {"X": tensor_x(X), "Y": tensor_y(Y)}
-            if fitted is not None:
-                unpaired |= {
-                    "F_teacher": to_tensor(normalize_rows(fitted.transform(X)), device, torch.float32),
-                    "G_teacher": to_tensor(normalize_rows(fitted.transform_y(Y)), device, torch.float32),
-                }
-        head_x, head_y = head_x.to(device), head_y.to(device)
-        data = TrainingViews(
-            A=tensor_x(views.X[pairs[:, 0]]),
-            B=tensor_y(views.Y[pairs[:, 1]]),
-            pairs=to_tensor(pairs, device),
-            held_out=held,
-            **unpaired,
-        )
+        fitted = None if teacher is None else teacher(views, pairs, random_state)
+        heads, starts = self._first_heads(fitted, former, seeds)
+        data = self._training_views(views, pairs, held_out, fitted, device, with_unpaired, batch_size_unpaired)
 
         def attributes(record):
-            states = record.kept
-            if at_teacher:
-                states = [_drawn_back(kept, start, teacher_weight) for kept, start in zip(states, starts, strict=True)]
+            x_head, y_head = _drawn_back(record.kept, starts, teacher_weight)
             return {
-                "x_head_": to_arrays(states[0]),
-                "y_head_": to_arrays(states[1]),
+                "x_head_": to_arrays(x_head),
+                "y_head_": to_arrays(y_head),
                 "loss_curve_": copy.deepcopy(record.curves),
                 "n_iter_": record.n_iter,
                 "best_iter_": record.best_iter,
@@ -158,28 +111,20 @@ class TrainedAligner(CallbackSupportMixin, BaseAligner):
             show(record)
             return steps and steps.end(record, lambda: attributes(record))
 
-        optimizer = OPTIMIZERS[self.optimizer] if isinstance(self.optimizer, str) else self.optimizer
         progress = progress_bar(self.verbose, type(self).__name__, self.max_iter)
-        draws = callable(self.head_) or callable(self.optimizer)  # what a user gives may, as dropout does
-        with progress as show, undisturbed(device, seed_batches if draws else None) as parts:
+        with progress as show, self._undisturbed(device, seed_batches) as parts:
             if checkpoint is not None and fitted is not None:
                 few = pairs[:_FEW]
                 embeddings = fitted.transform(views.X[few[:, 0]]), fitted.transform_y(views.Y[few[:, 1]])
                 parts["teacher"] = SameTeacher(*embeddings)
             record = train_heads(
-                head_x,
-                head_y,
+                *(head.to(device) for head in heads),
                 data,
                 objective(data),
-                batch_size=self.batch_size,
+                **self._training_settings(),
                 batch_size_unpaired=batch_size_unpaired,
-                optimizer=optimizer,
-                learning_rate=self.learning_rate,
-                weight_decay=self.weight_decay,
                 warmup=self.warmup,
                 max_iter=self.max_iter,
-                n_iter_no_change=self.n_iter_no_change,
-                validation_interval=LOOK_EVERY,
                 seed=seed_batches,
                 announce=announce,
                 report=report,
@@ -187,9 +132,141 @@ class TrainedAligner(CallbackSupportMixin, BaseAligner):
                 parts=parts,
             )
         vars(self).update(attributes(record))
+        vars(self).pop("_stream", None)  # of calls of `partial_fit` before
         if steps and not lent:
             steps.close()
         warn_of_ending(record, self.max_iter)
+
+    def _train_further(
+        self, given, objective, *, teacher=None, teacher_weight=0.0, with_unpaired=False, batch_size_unpaired=(0, 0)
+    ):
+        """Go once over what a call of `partial_fit` is given, from where the call before has left the heads.
+
+        The arguments are those of `_train`. What is fitted already stays, the means among it; `_stream` holds the rest.
+        """
+        device = resolve_device(self.device)
+        stream = getattr(self, "_stream", None) or Stream.begin(given, self.random_state)
+        rng = stream.rng()
+        *seeds, seed_batches = rng.integers(2**31 - 1, size=3).tolist()
+        X, Y = given.X_unpaired, given.Y_unpaired
+        stream = stream.with_pairs(given, rng)
+        views = PairedViews(stream.X, stream.Y, stream.pairs, X if len(X) else None, Y if len(Y) else None)
+        fitted = None if teacher is None else teacher(views, stream.pairs, self.random_state)
+        if not hasattr(self, "x_head_"):
+            if teacher is None:
+                warn_zero_rows(views, depth=1)
+            self._fit_means(views)
+            self.head_ = self.head
+            heads, starts = self._first_heads(fitted, None, seeds)
+            stream = stream._replace(starts=starts and [to_arrays(head.state_dict()) for head in starts])
+        else:
+            heads = self._heads(stream.heads or (self.x_head_, self.y_head_))
+            starts = stream.starts and self._heads(stream.starts)
+
+        n_steps, sizes = -(-len(given.pairs) // self.batch_size), batch_size_unpaired
+        if with_unpaired:
+            n_steps = max(n_steps, -(-len(X) // sizes[0]), -(-len(Y) // sizes[1]))
+            # what a call lacks of a batch is filled up: few rows alone tell nothing of the plan
+            X_pool, Y_pool = stream.x_sample.fill(X, sizes[0], rng), stream.y_sample.fill(Y, sizes[1], rng)
+            views = replace(views, X_pool=X_pool, Y_pool=Y_pool)
+            sizes = even(len(X_pool), sizes[0]), even(len(Y_pool), sizes[1])
+        data = self._training_views(views, stream.pairs, None, fitted, device, with_unpaired, sizes)
+        continued = Continued(stream)
+        with progress_bar(self.verbose, type(self).__name__, n_steps) as show, self._undisturbed(device, seed_batches):
+            record = train_heads(
+                *(head.to(device) for head in heads),
+                data,
+                objective(data),
+                **self._training_settings(),
+                batch_size_unpaired=sizes,
+                warmup=None,
+                max_iter=n_steps,
+                seed=seed_batches,
+                announce=lambda: None,
+                report=show,
+                checkpoint=continued,
+            )
+        refuse_ending(record)
+        self._stream = stream.with_unpaired(X, Y, rng)._replace(
+            heads=[to_arrays(state) for state in record.kept],
+            optimizer=continued.optimizer,
+            objective=continued.objective,
+        )
+        x_head, y_head = _drawn_back(record.kept, starts, teacher_weight)
+        self.x_head_, self.y_head_ = to_arrays(x_head), to_arrays(y_head)
+        curves = getattr(self, "loss_curve_", {})
+        self.loss_curve_ = {name: curves.get(name, []) + curve for name, curve in record.curves.items()}
+        self.n_iter_ = getattr(self, "n_iter_", 0) + record.n_iter
+        self.best_iter_, self.n_pairs_ = None, len(stream.pairs)
+
+    def _first_heads(self, teacher, former, seeds):
+        """Both heads as they start, and copies of them if that is at the teacher's maps, else None."""
+        at_teacher = former is None and teacher is not None and self._starts_from(teacher)
+        if former is None or self.n_components is not None:  # else that of the former heads
+            limit = min(self.n_features_in_, self.n_features_in_y_, _MAX_DIMENSION)
+            self.n_components_ = self.n_components or (teacher.n_components_ if at_teacher else limit)
+        head_x = build_head(self.head_, self.n_features_in_, self.n_components_, seeds[0])
+        head_y = build_head(self.head_, self.n_features_in_y_, self.n_components_, seeds[1])
+        if at_teacher:
+            self._start(head_x, teacher, "x")
+            self._start(head_y, teacher, "y")
+            return (head_x, head_y), copy.deepcopy((head_x, head_y))
+        if former is not None:
+            _go_on_from(head_x, former[0], "X")
+            _go_on_from(head_y, former[1], "Y")
+        return (head_x, head_y), None
+
+    def _training_views(self, views, pairs, held_out, teacher, device, with_unpaired, batch_size_unpaired):
+        """What the heads are trained on, as tensors or read batch by batch."""
+
+        def tensor_x(rows):
+            return to_tensor(self._prepared_x(rows), device, torch.float32)
+
+        def tensor_y(rows):
+            return to_tensor(self._prepared_y(rows), device, torch.float32)
+
+        X, Y = views.X_unpaired, views.Y_unpaired
+        held = None if held_out is None else held_out_rows(views, held_out, X, Y, tensor_x, tensor_y)
+        unpaired = {}
+        if with_unpaired:
+            if teacher is not None:
+                # a view without unpaired rows lends its paired ones, so that the other view's still count
+                X = X if len(X) else views.X[np.unique(pairs[:, 0])]
+                Y = Y if len(Y) else views.Y[np.unique(pairs[:, 1])]
+            # rows of which every step takes all may as well be in memory
+            pools = zip((X, Y), batch_size_unpaired, strict=True)
+            X, Y = (rows[:] if len(rows) <= size else rows for rows, size in pools)
+        if with_unpaired and (isinstance(X, Rows) or isinstance(Y, Rows)):
+            unpaired = {"X": self._streamed(X, "x", teacher, device), "Y": self._streamed(Y, "y", teacher, device)}
+        elif with_unpaired:
+            unpaired = {"X": tensor_x(X), "Y": tensor_y(Y)}
+            if teacher is not None:
+                unpaired |= {
+                    "F_teacher": to_tensor(normalize_rows(teacher.transform(X)), device, torch.float32),
+                    "G_teacher": to_tensor(normalize_rows(teacher.transform_y(Y)), device, torch.float32),
+                }
+        return TrainingViews(
+            A=tensor_x(views.X[pairs[:, 0]]),
+            B=tensor_y(views.Y[pairs[:, 1]]),
+            pairs=to_tensor(pairs, device),
+            held_out=held,
+            **unpaired,
+        )
+
+    def _training_settings(self):
+        """Settings of the steps that are parameters, and the same in every training."""
+        return {
+            "batch_size": self.batch_size,
+            "optimizer": OPTIMIZERS[self.optimizer] if isinstance(self.optimizer, str) else self.optimizer,
+            "learning_rate": self.learning_rate,
+            "weight_decay": self.weight_decay,
+            "n_iter_no_change": self.n_iter_no_change,
+            "validation_interval": LOOK_EVERY,
+        }
+
+    def _undisturbed(self, device, seed):
+        """The context to train in; what a user gives may draw from torch's random numbers, as dropout does."""
+        return undisturbed(device, seed if callable(self.head_) or callable(self.optimizer) else None)
 
     def _streamed(self, rows, view, teacher, device):
         """Unpaired rows of a view that are prepared, and embedded by the teacher, batch by batch."""
@@ -230,6 +307,11 @@ class TrainedAligner(CallbackSupportMixin, BaseAligner):
         head = self._head(state, prepared.shape[1])
         rows = to_tensor(prepared, dtype=torch.float32 if device.type == "mps" else None)
         return embed(head.to(device=device, dtype=rows.dtype), rows, device).numpy().astype(prepared.dtype, copy=False)
+
+    def _heads(self, states):
+        """Both heads with these weights."""
+        x_state, y_state = states
+        return self._head(x_state, self.n_features_in_), self._head(y_state, self.n_features_in_y_)
 
     def _head(self, state, d_in):
         n_given = sum(array.size for array in state.values())
@@ -502,12 +584,15 @@ def _map_of(teacher, view, device):
     return lambda rows: to_tensor(normalize_rows(embed_rows(rows.cpu().numpy())), device, torch.float32)
 
 
-def _drawn_back(state, start, weight):
-    """The state of a trained head, moved towards the head it started as."""
-    head = copy.deepcopy(start)
-    head.load_state_dict(state)
-    draw_back(head, start, weight)
-    return head.state_dict()
+def _drawn_back(states, starts, weight):
+    """The states of trained heads, moved towards the heads they started as, if there are such."""
+    if starts is None:
+        return states
+    drawn = copy.deepcopy(starts)
+    for head, state, start in zip(drawn, states, starts, strict=True):
+        head.load_state_dict(state)
+        draw_back(head, start, weight)
+    return [head.state_dict() for head in drawn]
 
 
 def to_arrays(state):
@@ -529,6 +614,17 @@ def warn_of_ending(record, max_iter):
             "Lower `learning_rate`, or check the views for extreme values.",
             ConvergenceWarning,
             stacklevel=6,
+        )
+
+
+def refuse_ending(record):
+    """Refuse the steps of a call of `partial_fit` that did not end well; the estimator is put back to what it was before."""
+    if record.ended == "interrupted":  # a loop over a stream is to end, too
+        raise KeyboardInterrupt
+    if record.ended == "diverged":
+        raise ValueError(
+            f"Expected rows that can be learned from, but a step made the weights infinite after {record.n_iter} steps on "
+            "the rows of this call. The estimator is as it was before it. Lower `learning_rate`, or leave these rows out."
         )
 
 

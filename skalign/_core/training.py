@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch.nn.functional import normalize
-from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
+from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LinearLR, SequentialLR
 
 from .affinity import full_precision
 from .heads import random_numbers
@@ -73,7 +73,7 @@ def train_heads(
     optimizer: type,
     learning_rate: float,
     weight_decay: float,
-    warmup: float,
+    warmup: float | None,
     max_iter: int,
     n_iter_no_change: int,
     validation_interval: int,
@@ -305,7 +305,9 @@ def _matches(pairs):
 
 
 def _warm_cosine(stepper, warmup, max_iter):
-    """Linear warm-up over a fraction of the steps, then a cosine down to 0."""
+    """Linear warm-up over a fraction of the steps, then a cosine down to 0; one rate throughout if the fraction is None."""
+    if warmup is None:
+        return ConstantLR(stepper, 1.0)
     n_warm = min(math.ceil(warmup * max_iter), max_iter - 1)
     cosine = CosineAnnealingLR(stepper, max(max_iter - n_warm, 1))
     if n_warm == 0:

@@ -359,9 +359,9 @@ class SOTAlignTransformer(TrainedAligner):
     def _warn_of_plans(self, divergence):
         if divergence.streams:
             warnings.warn(
-                "Memory did not suffice for a step with the affinities of the unpaired batch formed; it was taken again, and "
-                "the rest of the training went on, from the features, which takes less memory and more time. Nothing learned "
-                f"was lost. To avoid it lower `batch_size_unpaired`, now {self.batch_size_unpaired}.",
+                "Memory did not suffice for a step with the affinities of the unpaired batch formed. It was taken again, as "
+                "were the steps after it, from the features, which takes less memory and more time; nothing learned was "
+                f"lost. To avoid it lower `batch_size_unpaired`, now {self.batch_size_unpaired}.",
                 UserWarning,
                 stacklevel=5,
             )

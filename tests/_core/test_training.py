@@ -495,7 +495,9 @@ def test_bfloat16_is_the_same_within_another_autocast(views):
 
 def test_bfloat16_learns_what_float32_learns(views):
     settings = {"alpha": 1.0, "max_iter": 60, "batch_size": 24, "learning_rate": 0.03}
-    full, half = (trained(views, divergence=klot(), dtype=dtype, **settings) for dtype in (torch.float32, torch.bfloat16))
+    full, half = (
+        trained(views, divergence=klot(), dtype=dtype, **settings) for dtype in (torch.float32, torch.bfloat16)
+    )
     assert not same(full.states[-1], half.states[-1])
     curves = [run.record.curves["loss"] for run in (full, half)]
     assert_allclose(curves[1], curves[0], rtol=0.05)
@@ -581,7 +583,9 @@ def test_the_worst_errors_do_not_count_a_step_twice(views):
 
 def test_torch_on_the_cpu_says_it_in_words_of_its_own(views):
     def full(message):
-        return RuntimeError(f"[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: {message}")
+        return RuntimeError(
+            f"[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: {message}"
+        )
 
     run = run_in_scarcity(views, Scarce({4}, error=full))
     assert run.record.ended == "completed"

@@ -1,4 +1,4 @@
-"""Opens built pages as readers do: `python docs/check_pages.py build/docs`. Needs playwright and a Chromium, so no test runs it.
+"""Opens built pages as readers do: `python docs/check_pages.py build/docs`. Needs playwright and Chromium: no test runs it.
 
 Each page is opened on a desktop and on a phone. It may not complain, every picture must be there, and nothing may stand out
 to the side. `--pictures folder` keeps what was seen.

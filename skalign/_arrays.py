@@ -42,6 +42,16 @@ def to_tensor(array, device="cpu", dtype=None):
     return torch.as_tensor(array, device=device, dtype=dtype)
 
 
+def resolve_precision(precision, device):
+    """The torch dtype in which heads are trained: "auto" is bfloat16 where a GPU has it, else float32."""
+    import torch
+
+    if precision == "auto":
+        has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = "bfloat16" if has_bfloat16 else "float32"
+    return getattr(torch, precision)
+
+
 def resolve_device(device):
     """The torch device meant by "auto", a name such as "cpu", "cuda", "cuda:1", "mps", or a ``torch.device``.
 

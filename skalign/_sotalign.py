@@ -50,6 +50,7 @@ _SHARED = (  # settings that SOTAlign hands on to its second stage as they are
     "checkpoint_dir",
     "checkpoint_interval",
     "device",
+    "precision",
     "random_state",
     "verbose",
 )
@@ -133,6 +134,9 @@ class SOTAlignTransformer(TrainedAligner):
         Steps between two checkpoints; one comes after the first step and one after the last, too.
     device : str or torch.device, default="auto"
         "auto" is CUDA if it is there, else the CPU. Fitted attributes are NumPy arrays wherever it ran.
+    precision : {"auto", "float32", "bfloat16"}, default="auto"
+        Type in which the heads, and they alone, compute while they are trained; losses, affinities and plans are float32 at
+        least, and so is all that is stored. "auto" is "bfloat16" on CUDA devices that have it, else "float32".
     random_state : int, RandomState instance or None, default=None
         Draws weights, batches and held-out pairs. The global random states of NumPy and torch are left alone.
     verbose : bool or int, default=0
@@ -167,10 +171,11 @@ class SOTAlignTransformer(TrainedAligner):
     Warns
     -----
     ConvergenceWarning
-        If plans missed their tolerance, a step made the weights infinite, or `fit` was interrupted by Ctrl-C. The
-        estimator is fitted all the same, with the best state so far.
+        If plans missed their tolerance, a step made the weights infinite or did not fit into memory, or `fit` was interrupted
+        by Ctrl-C. The estimator is fitted all the same, with the best state so far.
     UserWarning
-        If a checkpoint later than the first could not be written. Training goes on.
+        If a checkpoint later than the first could not be written. Training goes on. Or if memory did not suffice for a step
+        with the affinities of the unpaired batch formed: it is taken again, and training goes on, from the features.
 
     Notes
     -----
@@ -263,6 +268,7 @@ class SOTAlignTransformer(TrainedAligner):
         checkpoint_dir=None,
         checkpoint_interval=100,
         device="auto",
+        precision="auto",
         random_state=None,
         verbose=0,
     ):
@@ -294,6 +300,7 @@ class SOTAlignTransformer(TrainedAligner):
         self.checkpoint_dir = checkpoint_dir
         self.checkpoint_interval = checkpoint_interval
         self.device = device
+        self.precision = precision
         self.random_state = random_state
         self.verbose = verbose
 
@@ -445,6 +452,14 @@ class SOTAlignTransformer(TrainedAligner):
         return self.teacher_
 
     def _warn_of_plans(self, divergence, n_plans):
+        if divergence.streams:
+            warnings.warn(
+                "Memory did not suffice for a step with the affinities of the unpaired batch formed. It was taken again, as "
+                "were the steps after it, from the features, which takes less memory and more time; nothing learned was "
+                f"lost. To avoid it lower `batch_size_unpaired`, now {self.batch_size_unpaired}.",
+                UserWarning,
+                stacklevel=5,
+            )
         for who, epsilon, knob in (
             ("student", f"epsilon={self.epsilon}", "sinkhorn_tol"),
             ("teacher", f"epsilon_teacher={self.epsilon_teacher}", "sinkhorn_tol_teacher"),
@@ -523,6 +538,8 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
         Steps between two checkpoints.
     device : str or torch.device, default="auto"
         "auto" is CUDA if it is there, else the CPU.
+    precision : {"auto", "float32", "bfloat16"}, default="auto"
+        Type in which the heads compute while they are trained; see :class:`SOTAlignTransformer`.
     random_state : int, RandomState instance or None, default=None
         Draws weights, batches, held-out pairs and the anchors of the hubness correction.
     verbose : bool or int, default=0
@@ -554,8 +571,8 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
     Warns
     -----
     ConvergenceWarning
-        If plans missed their tolerance, a step made the weights infinite, or `fit` was interrupted by Ctrl-C. The
-        estimator is fitted all the same, with the best state so far.
+        If plans missed their tolerance, a step made the weights infinite or did not fit into memory, or `fit` was interrupted
+        by Ctrl-C. The estimator is fitted all the same, with the best state so far.
 
     Notes
     -----
@@ -612,6 +629,7 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
         checkpoint_dir=None,
         checkpoint_interval=100,
         device="auto",
+        precision="auto",
         random_state=None,
         verbose=0,
     ):
@@ -638,6 +656,7 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
         self.checkpoint_dir = checkpoint_dir
         self.checkpoint_interval = checkpoint_interval
         self.device = device
+        self.precision = precision
         self.random_state = random_state
         self.verbose = verbose
 
@@ -827,7 +846,7 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
         if not isinstance(self.teacher, str):
             return self.teacher
         if self.teacher == "contrastive":
-            return ContrastiveTeacher(device=self.device, random_state=self.random_state)
+            return ContrastiveTeacher(device=self.device, precision=self.precision, random_state=self.random_state)
         return {"auto": CCATeacher, **_TEACHERS}[self.teacher]()
 
     def _embed_x(self, X):

@@ -13,7 +13,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from ._arrays import resolve_device, to_tensor
+from ._arrays import resolve_device, resolve_precision, to_tensor
 from ._base import BaseAligner, all_or_nothing, warn_zero_rows
 from ._callbacks import CallbackSupportMixin, Steps
 from ._checkpoints import CHECKPOINT_CONSTRAINTS, Checkpoint, SameTeacher
@@ -60,6 +60,7 @@ class TrainedAligner(CallbackSupportMixin, BaseAligner):
         "normalize": ["boolean"],
         "center": [StrOptions({"pairs", "all"})],
         "warm_start": ["boolean"],
+        "precision": [StrOptions({"auto", "float32", "bfloat16"})],
         **TRAINING_CONSTRAINTS,
         **CHECKPOINT_CONSTRAINTS,
     }
@@ -257,6 +258,7 @@ class TrainedAligner(CallbackSupportMixin, BaseAligner):
         """Settings of the steps that are parameters, and the same in every training."""
         return {
             "batch_size": self.batch_size,
+            "dtype": resolve_precision(self.precision, resolve_device(self.device)),
             "optimizer": OPTIMIZERS[self.optimizer] if isinstance(self.optimizer, str) else self.optimizer,
             "learning_rate": self.learning_rate,
             "weight_decay": self.weight_decay,
@@ -399,6 +401,8 @@ class ContrastiveTeacher(TrainedAligner):
         Steps between two checkpoints.
     device : str or torch.device, default="auto"
         "auto" is CUDA if it is there, else the CPU.
+    precision : {"auto", "float32", "bfloat16"}, default="auto"
+        Type in which the heads compute while they are trained; see :class:`SOTAlignTransformer`.
     random_state : int, RandomState instance or None, default=None
         Draws weights, batches and held-out pairs.
     verbose : bool or int, default=0
@@ -464,6 +468,7 @@ class ContrastiveTeacher(TrainedAligner):
         checkpoint_dir=None,
         checkpoint_interval=100,
         device="auto",
+        precision="auto",
         random_state=None,
         verbose=0,
     ):
@@ -484,6 +489,7 @@ class ContrastiveTeacher(TrainedAligner):
         self.checkpoint_dir = checkpoint_dir
         self.checkpoint_interval = checkpoint_interval
         self.device = device
+        self.precision = precision
         self.random_state = random_state
         self.verbose = verbose
 
@@ -605,6 +611,13 @@ def warn_of_ending(record, max_iter):
     if record.ended == "interrupted":
         warnings.warn(
             f"`fit` was interrupted after {record.n_iter} of {max_iter} steps; {kept}.",
+            ConvergenceWarning,
+            stacklevel=6,
+        )
+    elif record.ended == "out of memory":
+        warnings.warn(
+            f"Memory did not suffice for the step after {record.n_iter} of {max_iter} steps; {kept}. "
+            "Lower the batch sizes, or see to it that nothing else takes memory of the device.",
             ConvergenceWarning,
             stacklevel=6,
         )

@@ -42,7 +42,7 @@ def check_features(F, G):
 
 def _is_finite(Z):
     """Whether no entry is NaN or infinite; reads Z once and allocates nothing, unlike ``isfinite``."""
-    return math.isfinite(sum(extreme.item() for extreme in torch.aminmax(Z.detach())))
+    return math.isfinite(sum(torch.stack(torch.aminmax(Z.detach())).tolist()))
 
 
 def _lifted(Z):

@@ -14,6 +14,7 @@ class Divergence(nn.Module):
 
     worst_error : dict of str to float, the largest L1 marginal error of the "student" and of the "teacher" plan so far.
     n_unconverged : dict of str to int, how many plans missed their tolerance.
+    streams : bool, whether KLOT works from the features whatever the size of the batch, see `stream`.
     """
 
     def __init__(self, name, epsilon, epsilon_teacher, *, tol, tol_teacher, max_iter):
@@ -22,7 +23,7 @@ class Divergence(nn.Module):
         self.options = {"tol": tol, "tol_teacher": tol_teacher, "max_iter": max_iter}
         self.worst_error = {"student": 0.0, "teacher": 0.0}
         self.n_unconverged = {"student": 0, "teacher": 0}
-        self._former = {}
+        self.streams, self._held_matrices, self._former = False, False, {}
 
     def forward(self, F, G, F_teacher, G_teacher, same_rows=False):
         """`same_rows` says that the rows are those of the call before, so that its potentials are a good start."""
@@ -31,7 +32,8 @@ class Divergence(nn.Module):
         if self.name == "info_nce":
             return info_nce(F @ G.T, F_teacher @ G_teacher.T, self.epsilon, self.epsilon_teacher)
         start = {name: g.to(F.device) for name, g in self._former.items()} if same_rows else {}
-        if len(F) * len(G) <= _DENSE_ENTRIES:
+        self._held_matrices = not self.streams and len(F) * len(G) <= _DENSE_ENTRIES
+        if self._held_matrices:
             function, views = klot, (F @ G.T, F_teacher @ G_teacher.T)
         else:
             function, views = klot_from_features, (F, G, F_teacher, G_teacher)
@@ -42,12 +44,17 @@ class Divergence(nn.Module):
             self.n_unconverged[who] += not result.converged
         return value
 
+    def stream(self):
+        """Save memory from now on by forming no matrices; whether the last call did and so the next one needs less."""
+        self.streams, changes = self.streams or self._held_matrices, self._held_matrices
+        return changes
+
     def get_extra_state(self):
         """What torch's `state_dict` is to hold."""
-        return {"worst_error": self.worst_error, "n_unconverged": self.n_unconverged, "former": self._former}
+        return {name: getattr(self, name) for name in ("worst_error", "n_unconverged", "streams", "_former")}
 
     def set_extra_state(self, state):
         """What `get_extra_state` gave; who holds the errors sees them change."""
         self.worst_error.update(state["worst_error"])
         self.n_unconverged.update(state["n_unconverged"])
-        self._former = state["former"]
+        self.streams, self._former = state["streams"], state["_former"]

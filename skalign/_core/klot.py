@@ -22,7 +22,7 @@ def klot(K, K_teacher, epsilon=0.05, epsilon_teacher=0.01, a=None, b=None, **opt
     K_teacher = check_matrix(K_teacher.detach()).to(K.dtype)
     a, b = check_problem(StoredAffinity(K), epsilon, a, b)
     rows, columns = a > 0, b > 0
-    if not (rows.all() and columns.all()):
+    if not (rows.all() & columns.all()):
         K, K_teacher, a, b = K[rows][:, columns], K_teacher[rows][:, columns], a[rows], b[columns]
     affinities = StoredAffinity(K.detach()), StoredAffinity(K_teacher)
     student, teacher = _solve_both(*affinities, epsilon, epsilon_teacher, a, b, **options)
@@ -40,7 +40,7 @@ def klot_from_features(F, G, F_teacher, G_teacher, epsilon=0.05, epsilon_teacher
     F_teacher, G_teacher = (Z.to(F.dtype) for Z in check_features(F_teacher.detach(), G_teacher.detach()))
     a, b = check_problem(FactoredAffinity(F, G), epsilon, a, b)
     rows, columns = a > 0, b > 0
-    if not (rows.all() and columns.all()):
+    if not (rows.all() & columns.all()):
         F, F_teacher, G, G_teacher = F[rows], F_teacher[rows], G[columns], G_teacher[columns]
         a, b = a[rows], b[columns]
     affinities = FactoredAffinity(F.detach(), G.detach()), FactoredAffinity(F_teacher, G_teacher)

@@ -145,7 +145,7 @@ def solve(affinity, epsilon, a, b, rho_a=math.inf, rho_b=math.inf, *, tol, max_i
     """`sinkhorn` on an affinity and marginals that were checked."""
     with torch.no_grad(), full_precision(affinity.device):
         rows, columns = a > 0, b > 0
-        if rows.all() and columns.all():
+        if rows.all() & columns.all():  # one number to wait for on a GPU
             return _solve(affinity, epsilon, a, b, (rho_a, rho_b), tol, max_iter, init)
         init = None if init is None else torch.as_tensor(init)[columns]
         reduced = affinity.select(rows, columns), epsilon, a[rows], b[columns], (rho_a, rho_b)
@@ -166,7 +166,7 @@ def check_problem(affinity, epsilon, a=None, b=None, rho_a=math.inf, rho_b=math.
             raise ValueError(f"`{name}` must be positive, but it is {rho}. Pass infinity to hold the marginal.")
     n, m = affinity.shape
     a, b = _marginal(a, n, affinity, "a"), _marginal(b, m, affinity, "b")
-    mass_a, mass_b = float(a.sum()), float(b.sum())
+    mass_a, mass_b = torch.stack([a.sum(), b.sum()]).tolist()
     if min(rho_a, rho_b) < math.inf:
         return a, b
     if not math.isclose(mass_a, mass_b, rel_tol=1e-4):

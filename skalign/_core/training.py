@@ -1,6 +1,7 @@
 """The training loop of the alignment heads (SOTAlign, algorithm 1). Knows torch, knows nothing of estimators."""
 
 import contextlib
+import copy
 import functools
 import math
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from torch.nn.functional import normalize
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LinearLR, SequentialLR
 
 from .affinity import full_precision
+from .divergences import Divergence
 from .heads import random_numbers
 from .lion import Lion
 from .objectives import Batch
@@ -18,6 +20,7 @@ from .ranks import recalls
 from .reading import StreamedRows, StreamedSampler
 
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "lion": Lion}
+_NO_MEMORY = "DefaultCPUAllocator"  # what torch's word begins with on the CPU, where it has no exception of its own
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class TrainingRecord:
     curves: dict = field(default_factory=dict)
     n_iter: int = 0
     best_iter: int | None = None
-    ended: str = "completed"  # or "stopped early", "interrupted", "diverged"
+    ended: str = "completed"  # or "stopped early", "interrupted", "diverged", "out of memory"
 
     def state_dict(self):
         """All of it, as torch's modules give theirs."""
@@ -70,6 +73,7 @@ def train_heads(
     *,
     batch_size: int,
     batch_size_unpaired: tuple[int, int],
+    dtype: torch.dtype,
     optimizer: type,
     learning_rate: float,
     weight_decay: float,
@@ -85,16 +89,22 @@ def train_heads(
 ) -> TrainingRecord:
     """Minimise an objective over both heads, in place.
 
-    See `descend`, of which this is the form for two heads. `parts` are those, by name, that a checkpoint keeps beyond what is
-    seen here.
+    See `descend`, of which this is the form for two heads. They, and nothing else, run under autocast to `dtype`. `parts` are
+    those, by name, that a checkpoint keeps beyond what is seen here.
     """
     device, reading = views.A.device, contextlib.ExitStack()
 
-    def embed_x(rows):
-        return unit_rows(head_x(rows))
+    def embedder(head):
+        def embed_rows(rows):
+            # without a cache, which would keep the weights of the first step: it is emptied where the outermost autocast
+            # ends, and `undisturbed` is around us
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False):
+                Z = head(rows)
+            return unit_rows(Z.float())
 
-    def embed_y(rows):
-        return unit_rows(head_y(rows))
+        return embed_rows
+
+    embed_x, embed_y = embedder(head_x), embedder(head_y)
 
     def prepare():
         generator = torch.Generator().manual_seed(seed)
@@ -103,7 +113,10 @@ def train_heads(
         seen = {"head_x": head_x, "head_y": head_y, "objective": objective, **samplers}
         if views.held_out is not None:
             head_x.train(), head_y.train()  # as a look leaves them, so that a training that is resumed has them alike
-        return parameters, lambda: objective(embed_x, embed_y, draw()), seen | (parts or {})
+        return parameters, lambda: functools.partial(objective, embed_x, embed_y, draw()), seen | (parts or {})
+
+    def save_memory():
+        return any(part.stream() for part in objective.modules() if isinstance(part, Divergence))
 
     look = None
     if views.held_out is not None:
@@ -123,6 +136,7 @@ def train_heads(
             validation_interval=validation_interval,
             announce=announce,
             report=report,
+            save_memory=save_memory,
             checkpoint=checkpoint,
         )
 
@@ -144,20 +158,24 @@ def descend(
     announce=lambda: None,
     clip=None,
     after_step=lambda: None,
+    save_memory=lambda: False,
     checkpoint=None,
 ) -> TrainingRecord:
     """Take steps down a loss; whatever ends them, `modules` are left in the state that the record keeps.
 
-    ``prepare()`` returns the parameters to train, a function that computes the terms of the next batch, among them "loss",
-    and by name all parts whose state a step changes: modules, samplers, generators. ``look()`` is the score of `modules` on
-    held-out data, or None; `clip` bounds the norm of the gradient; and ``after_step()`` is called when the parameters have
-    moved. ``announce()`` is called before every step and ``report(record)`` after it; if that returns something true,
-    training stops early. A `checkpoint` gives the parts the state of a training that was killed (``restore(parts)``, False
-    if there is none) and is offered theirs after every step.
+    ``prepare()`` returns the parameters to train, a function that draws the next batch and returns one that computes its
+    terms, among them "loss", and by name all parts whose state a step changes: modules, samplers, generators. ``look()`` is
+    the score of `modules` on held-out data, or None; `clip` bounds the norm of the gradient; and ``after_step()`` is called
+    when the parameters have moved. ``announce()`` is called before every step and ``report(record)`` after it; if that
+    returns something true, training stops early. Where memory does not suffice for a step, ``save_memory()`` may see to it
+    that steps need less from now on, and if it returns True the step is tried again; else that ends the training, and is an
+    error if there is no step to keep. A `checkpoint` gives the parts the state of a training that was killed
+    (``restore(parts)``, False if there is none) and is offered theirs after every step.
     """
     record = TrainingRecord(_snapshot(*modules), {name: [] for name in names})
     try:
-        parameters, next_terms, parts = prepare()
+        parameters, next_step, parts = prepare()
+        changeable = list(parts.values())
         stepper = optimizer(parameters, lr=learning_rate, weight_decay=weight_decay)
         schedule = _warm_cosine(stepper, warmup, max_iter)
         parts |= {"optimizer": stepper, "schedule": schedule, "record": record}
@@ -166,24 +184,24 @@ def descend(
             record.curves["validation"], record.best_iter = [look()], 0
         while record.ended == "completed" and record.n_iter < max_iter:
             announce()
-            terms = next_terms()
-            loss = terms["loss"]
-            stepper.zero_grad()
-            loss.backward()
+            terms = _differentiated(next_step(), stepper, changeable, save_memory)
             if clip is not None:
                 torch.nn.utils.clip_grad_norm_(parameters, clip)
             stepper.step()
             schedule.step()
             # Lion steps by signs, which hide a NaN, so the weights alone would not tell
-            if not _all_finite(loss, *parameters, *(p.grad for p in parameters if p.grad is not None)):
+            finite = _all_finite(terms["loss"], *parameters, *(p.grad for p in parameters if p.grad is not None))
+            # all that is read of a step is read at once: a GPU waits for that
+            *values, is_finite = torch.stack([*terms.values(), finite]).tolist()
+            if not is_finite:
                 record.ended = "diverged"
                 break
             after_step()
             if look is None:
                 record.kept = _snapshot(*modules)
             record.n_iter += 1
-            for name, value in terms.items():
-                record.curves[name].append(float(value.detach()))
+            for name, value in zip(terms, values, strict=True):
+                record.curves[name].append(value)
             if look is not None and _time_to_look(record.n_iter, validation_interval, max_iter):
                 score, best = look(), max(record.curves["validation"])
                 record.curves["validation"].append(score)
@@ -198,6 +216,13 @@ def descend(
                 checkpoint.step(parts, record.n_iter, is_last)
     except KeyboardInterrupt:
         record.ended = "interrupted"
+    except (RuntimeError, MemoryError) as error:
+        if not _is_about_memory(error):
+            raise
+        if record.n_iter == 0:
+            error.add_note("Not one step of the training fits into memory: lower its batch sizes.")
+            raise
+        record.ended = "out of memory"
     for module, state in zip(modules, record.kept, strict=True):
         module.load_state_dict(state)
     return record
@@ -315,8 +340,55 @@ def _warm_cosine(stepper, warmup, max_iter):
     return SequentialLR(stepper, [LinearLR(stepper, 1 / (n_warm + 1), 1.0, n_warm), cosine], [n_warm])
 
 
+def _differentiated(compute, stepper, parts, save_memory):
+    """The terms that ``compute()`` gives, without their graph; the gradients of "loss" are left in the parameters.
+
+    If memory does not suffice and ``save_memory()`` returns True, all is done again from what it was.
+    """
+
+    def differentiate():
+        stepper.zero_grad()
+        terms = compute()
+        terms["loss"].backward()
+        return {name: value.detach() for name, value in terms.items()}
+
+    take_back = _remembered(parts)
+    try:
+        return differentiate()
+    except (RuntimeError, MemoryError) as error:
+        take_back()
+        if not (_is_about_memory(error) and save_memory()):
+            raise
+    return differentiate()  # out here, where the error has gone, whose frames hold the tensors that were too many
+
+
+def _remembered(parts):
+    """A function that undoes what computing a loss may change: buffers and extra state of modules, states of generators."""
+    modules = [part for part in parts if isinstance(part, torch.nn.Module)]
+    generators = [part for part in parts if isinstance(part, torch.Generator)]
+    states = [copy.deepcopy(_without_weights(module)) for module in modules]
+    numbers = [generator.get_state() for generator in generators]
+
+    def take_back():
+        for module, state in zip(modules, states, strict=True):
+            module.load_state_dict(state, strict=False)
+        for generator, state in zip(generators, numbers, strict=True):
+            generator.set_state(state)
+
+    return take_back
+
+
+def _without_weights(module):
+    weights = {name for name, _ in module.named_parameters()}
+    return {name: value for name, value in module.state_dict().items() if name not in weights}
+
+
+def _is_about_memory(error):
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or _NO_MEMORY in str(error)
+
+
 def _all_finite(*tensors):
-    return bool(torch.stack([torch.isfinite(Z).all() for Z in tensors]).all())
+    return torch.stack([torch.isfinite(Z).all() for Z in tensors]).all()
 
 
 def _snapshot(*modules):

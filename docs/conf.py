@@ -66,7 +66,9 @@ html_theme = "pydata_sphinx_theme"
 html_title = "skalign"
 html_static_path = ["_static"]
 html_css_files = ["pages.css"]
-html_context = {"default_mode": "auto"}  # light or dark as the reader has it; without, every page complains in the console
+html_context = {
+    "default_mode": "auto"
+}  # light or dark as the reader has it; without, every page complains in the console
 html_show_sourcelink = False
 html_sidebars = {page: [] for page in ("install", "quickstart")}  # there are no pages below them to list
 html_theme_options = {
@@ -91,7 +93,9 @@ def write_mathml(as_block):
 
     def visit(translator, node):
         formula = tex2mathml(node.astext(), as_block=as_block)
-        formula = re.sub(r'<mo>(&ApplyFunction;</mo>)(?!\s*<mo stretchy="false">\()', r'<mo rspace="0.17em">\1', formula)
+        formula = re.sub(
+            r'<mo>(&ApplyFunction;</mo>)(?!\s*<mo stretchy="false">\()', r'<mo rspace="0.17em">\1', formula
+        )
         translator.body.append(f'<div class="formula">{formula}</div>' if as_block else formula)
         raise SkipNode
 

@@ -188,7 +188,7 @@ def test_ctrl_c_ends_the_loop_and_loses_nothing(aligner, data, monkeypatch):
 
 def test_steps_to_infinity_are_refused(aligner, data, monkeypatch):
     before = pickle.dumps(begun(aligner, data))
-    monkeypatch.setattr(training, "_all_finite", lambda *tensors: False)
+    monkeypatch.setattr(training, "_all_finite", lambda *tensors: torch.tensor(False))
     with pytest.raises(ValueError, match="made the weights infinite after 0 steps.*The estimator is as it was"):
         aligner.partial_fit(**unpaired(data, 70, 90))
     assert pickle.dumps(aligner) == before

@@ -420,15 +420,17 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
                 "X and Y come together, with the pairs between them, but one is None. Pass rows that have no partner as "
                 "`X_unpaired` or `Y_unpaired`."
             )
+        rests = ()
         if n_views == 0:
             if X_unpaired is None and Y_unpaired is None:
                 raise ValueError("`partial_fit` needs rows, but got none. Pass X and Y, `X_unpaired` or `Y_unpaired`.")
             no_rows = (np.empty((0, width), dtype=np.float32) for width in (self.n_features_in_, self.n_features_in_y_))
             views = PairedViews(*no_rows, pairs=np.empty((0, 2), dtype=np.int64))
         else:
+            X, Y, paired_idx, *rests = read_pairs(X, Y, to_numpy(paired_idx))
             X, Y = self._check_x(X, allow_nan=True), self._check_y(Y, allow_nan=True)
-            views = judge_pairs(X, Y, to_numpy(paired_idx), required=False)
-        X_pool, Y_pool = self._check_pools(X_unpaired, Y_unpaired, check_pools)
+            views = judge_pairs(X, Y, paired_idx, required=False)
+        X_pool, Y_pool = self._check_pools(X_unpaired, Y_unpaired, check_pools, *rests)
         return replace(views, X_pool=X_pool, Y_pool=Y_pool)
 
     def _check_pools(self, X_unpaired, Y_unpaired, check_pools, X_rest=None, Y_rest=None):

@@ -370,6 +370,7 @@ class SOTAlignTransformer(TrainedAligner):
         Returns
         -------
         self : object
+            The aligner, which can embed.
 
         Raises
         ------
@@ -733,6 +734,7 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
         Returns
         -------
         self : object
+            The aligner, which can embed.
 
         Raises
         ------

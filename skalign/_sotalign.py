@@ -15,6 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from ._base import BaseAligner, all_or_nothing, fit_within
 from ._callbacks import CallbackSupportMixin, Steps, with_attributes
+from ._core.distributed import alone, current
 from ._core.divergences import DIVERGENCES, Divergence
 from ._core.hubness import N_FURTHER
 from ._core.layers import HubnessColumns
@@ -24,6 +25,7 @@ from ._hubness import N_ANCHORS, N_NEIGHBORS, fit_local_scaling
 from ._pairs import missing_rows
 from ._sources import MappedRows, Rows
 from ._teachers import CCATeacher, ProcrustesTeacher
+from ._together import common_random_state, on_all_ranks, refuse_unlike
 from ._trained import ContrastiveTeacher, TrainedAligner, two
 
 _TEACHERS = {"cca": CCATeacher, "procrustes": ProcrustesTeacher, "contrastive": ContrastiveTeacher}
@@ -50,6 +52,7 @@ _SHARED = (  # settings that SOTAlign hands on to its second stage as they are
     "checkpoint_dir",
     "checkpoint_interval",
     "device",
+    "distributed",
     "random_state",
     "verbose",
 )
@@ -222,6 +225,7 @@ class SOTAlignTransformer(TrainedAligner):
         "sinkhorn_tol_teacher": [Interval(Real, 0, None, closed="neither")],
         "sinkhorn_max_iter": [Interval(Integral, 1, None, closed="left")],
         "batch_size_unpaired": [Interval(Integral, 1, None, closed="left"), "array-like"],
+        "distributed": ["boolean"],
     }
 
     def __init__(
@@ -255,6 +259,7 @@ class SOTAlignTransformer(TrainedAligner):
         checkpoint_dir=None,
         checkpoint_interval=100,
         device="auto",
+        distributed=True,
         random_state=None,
         verbose=0,
     ):
@@ -286,10 +291,12 @@ class SOTAlignTransformer(TrainedAligner):
         self.checkpoint_dir = checkpoint_dir
         self.checkpoint_interval = checkpoint_interval
         self.device = device
+        self.distributed = distributed
         self.random_state = random_state
         self.verbose = verbose
 
     @all_or_nothing
+    @on_all_ranks
     @_fit_context(prefer_skip_nested_validation=False)  # what is nested comes from the user
     def fit(self, X, Y, paired_idx=None, *, X_unpaired=None, Y_unpaired=None):
         """Fit the teacher on the pairs, then train the heads on pairs and unpaired rows.
@@ -321,12 +328,15 @@ class SOTAlignTransformer(TrainedAligner):
         OSError
             If rows that are not in memory cannot be read, or `checkpoint_dir` cannot be written to.
         """
+        group = current()
         views = self._judge(X, Y, paired_idx, X_unpaired, Y_unpaired)
         self.teacher_ = None
 
         def fit_teacher(pairs, random_state):
             teacher = CCATeacher() if self.teacher is None else clone(self.teacher)
-            self.teacher_ = fit_within(teacher, views, pairs, random_state)
+            with alone():
+                teacher = fit_within(teacher, views, pairs, random_state)
+            self.teacher_ = group.first(teacher)  # lest rounding makes different ones
             return self.teacher_
 
         divergence = Divergence(
@@ -336,6 +346,7 @@ class SOTAlignTransformer(TrainedAligner):
             tol=self.sinkhorn_tol,
             tol_teacher=self.sinkhorn_tol_teacher,
             max_iter=self.sinkhorn_max_iter,
+            group=group,
         )
         self.sinkhorn_error_ = divergence.worst_error  # grows in training
         self._train(
@@ -345,6 +356,7 @@ class SOTAlignTransformer(TrainedAligner):
             teacher_weight=self.teacher_weight,
             with_unpaired=self.alpha > 0,
             batch_size_unpaired=two(self.batch_size_unpaired),
+            in_shares=divergence.takes_shares,
         )
         self._warn_of_plans(divergence)
         return self
@@ -504,6 +516,7 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
         checkpoint_dir=None,
         checkpoint_interval=100,
         device="auto",
+        distributed=True,
         random_state=None,
         verbose=0,
     ):
@@ -530,10 +543,12 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
         self.checkpoint_dir = checkpoint_dir
         self.checkpoint_interval = checkpoint_interval
         self.device = device
+        self.distributed = distributed
         self.random_state = random_state
         self.verbose = verbose
 
     @all_or_nothing
+    @on_all_ranks
     @_fit_context(prefer_skip_nested_validation=False)  # what is nested comes from the user
     def fit(self, X, Y, paired_idx=None, *, X_unpaired=None, Y_unpaired=None):
         """Preprocess both views, fit the teacher on the pairs, train the heads on pairs and unpaired rows.
@@ -555,14 +570,18 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
             If rows that are not in memory cannot be read.
         """
         # pools are read for the preprocessing, and the second stage checks what was not
+        group = current()
         views = self._judge(X, Y, paired_idx, X_unpaired, Y_unpaired, check_pools=False)
+        refuse_unlike(group, self, views)
+        random_state = common_random_state(group, self.random_state)
 
         def attributes_of(attributes):
-            return self._around(with_attributes(aligner, attributes), views, copy.deepcopy(self.random_state))
+            return self._around(with_attributes(aligner, attributes), views, copy.deepcopy(random_state))
 
-        steps = Steps.of(self, views, self.max_iter, attributes_of)
-        self.x_transformer_ = _fit_transformer(self.x_transformer, views.X_all)
-        self.y_transformer_ = _fit_transformer(self.y_transformer, views.Y_all)
+        steps = Steps.of(self, views, self.max_iter, attributes_of) if group.is_first else None
+        transformers = (self.x_transformer, views.X_all), (self.y_transformer, views.Y_all)
+        fitted = [_fit_transformer(transformer, rows) for transformer, rows in transformers]
+        self.x_transformer_, self.y_transformer_ = group.first(fitted)
         settings = {name: getattr(self, name) for name in _SHARED}
         if self.teacher_weight == "auto":
             settings["teacher_weight"] = _TEACHER_WEIGHT if len(views.X_unpaired) + len(views.Y_unpaired) else 1.0
@@ -582,7 +601,8 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
             X_unpaired=None if views.X_pool is None else _apply(self.x_transformer_, views.X_pool),
             Y_unpaired=None if views.Y_pool is None else _apply(self.y_transformer_, views.Y_pool),
         )
-        vars(self).update(self._around(aligner, views, self.random_state))
+        vars(self).update(self._around(aligner, views, random_state))
+        self.local_scaling_ = group.first(self.local_scaling_)
         if steps:
             steps.close()
         return self

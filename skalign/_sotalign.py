@@ -135,7 +135,10 @@ class SOTAlignTransformer(TrainedAligner):
     checkpoint_interval : int, default=100
         Steps between two checkpoints; one comes after the first step and one after the last, too.
     device : str or torch.device, default="auto"
-        "auto" is CUDA if it is there, else the CPU. Fitted attributes are NumPy arrays wherever it ran.
+        "auto" is CUDA if it is there, else the CPU; under torchrun that of `LOCAL_RANK`. Fitted attributes are NumPy arrays
+        wherever it ran.
+    distributed : bool, default=True
+        Train together with the other processes that torchrun started, see the notes. False trains for this process alone.
     random_state : int, RandomState instance or None, default=None
         Draws weights, batches and held-out pairs. The global random states of NumPy and torch are left alone.
     verbose : bool or int, default=0
@@ -185,6 +188,14 @@ class SOTAlignTransformer(TrainedAligner):
     goes on from the last checkpoint; callbacks number the steps of a run from 0, and ``estimator.n_iter_`` those of the
     training. The teacher is fitted again, and keeps checkpoints if it has a `checkpoint_dir` of its own. A head or optimizer of
     your own must have a name that can be pickled, and keep its state in `state_dict`.
+
+    Where torchrun started several processes (ranks), or torch's default process group has several, the `fit` in their main
+    threads is one for all: every rank calls it with the same data and parameters, and ends with the same fitted estimator.
+    Steps and batches are those of one process. With ``divergence="klot"`` each rank prepares, holds and embeds its own share of
+    the unpaired rows, and the rows of the plans that belong to it; the rest, and other divergences, all compute alike. Rank 0
+    alone warns, shows progress, calls callbacks, and keeps checkpoints, from which any number of ranks goes on. When a rank
+    raises or dies, the others end with a `RuntimeError` within a minute, and so Ctrl-C fits nothing. In threads and child
+    processes, as of a search with ``n_jobs=2``, a fit is of one process.
 
     References
     ----------
@@ -324,7 +335,10 @@ class SOTAlignTransformer(TrainedAligner):
         ------
         ValueError
             If a view is not finite, the pairs are not legal, the device is not there, the fitted heads of a `warm_start` are
-            of other sizes, a checkpoint is damaged, or what is to be trained cannot be kept in one.
+            of other sizes, a checkpoint is damaged, what is to be trained cannot be kept in one, or ranks were given different
+            things.
+        RuntimeError
+            If another of the ranks that train together failed or was lost.
         OSError
             If rows that are not in memory cannot be read, or `checkpoint_dir` cannot be written to.
         """
@@ -435,6 +449,8 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
         Steps between two checkpoints.
     device : str or torch.device, default="auto"
         "auto" is CUDA if it is there, else the CPU.
+    distributed : bool, default=True
+        Train together with the other processes that torchrun started, see :class:`SOTAlignTransformer`.
     random_state : int, RandomState instance or None, default=None
         Draws weights, batches, held-out pairs and the anchors of the hubness correction.
     verbose : bool or int, default=0
@@ -566,6 +582,8 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
         ------
         ValueError
             If a view is not finite, the pairs are not legal, or the device is not there.
+        RuntimeError
+            If another of the ranks that train together failed or was lost.
         OSError
             If rows that are not in memory cannot be read.
         """

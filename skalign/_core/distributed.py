@@ -209,7 +209,8 @@ class Group(Alone):
 
     def _part(self):
         self._watch.join()
-        dist.destroy_process_group(self._processes)
+        for group in (self._processes, self._watch.group):
+            dist.destroy_process_group(group)
 
     def _reduced(self, tensor, operation=dist.ReduceOp.SUM):
         self._finish(dist.all_reduce, tensor, operation)
@@ -223,17 +224,18 @@ class Group(Alone):
             work.wait()
             return
         while True:
+            was_over = work.is_completed()  # else an error may only say that it took longer
             try:
                 work.wait(_BEAT)
                 return
             except RuntimeError as error:
-                if work.is_completed():  # it is broken off, and the watch will hear why
-                    self._watch.join()
+                if was_over:
+                    self._watch.join(_SILENCE.total_seconds())  # who will have heard why
                     raise RuntimeError(self._watch.failure or _lost(error)) from error
-                if self._watch.failure:
-                    # were the group taken down before the exchange is at its end, this process would never end
-                    threading.Thread(target=_keep, args=(self._processes, work), daemon=True).start()
-                    self._refuse_failure()
+            if self._watch.failure:
+                # were the group taken down before the exchange is at its end, this process would never end
+                threading.Thread(target=_keep, args=(self._processes, work), daemon=True).start()
+                self._refuse_failure()
 
     def _refuse_failure(self):
         if self._watch.failure:
@@ -249,7 +251,7 @@ class _Watch(threading.Thread):
     def __init__(self, rank, size):
         super().__init__(name="skalign-watch", daemon=True)
         self.rank, self.size, self.failure = rank, size, None
-        self._group = dist.new_group(backend="gloo", timeout=_SILENCE)
+        self.group = dist.new_group(backend="gloo", timeout=_SILENCE)
         self._word, self._told = None, threading.Event()
 
     def tell(self, word):
@@ -265,7 +267,6 @@ class _Watch(threading.Thread):
                 self._told.clear()
         except RuntimeError as error:
             self.failure = _lost(error)
-        dist.destroy_process_group(self._group)
 
     def _meet(self):
         word = self._word  # which may come while we meet
@@ -285,7 +286,7 @@ class _Watch(threading.Thread):
     def _shared(self, tensor):
         slots = tensor.new_zeros((self.size, *tensor.shape))
         slots[self.rank] = tensor
-        dist.all_reduce(slots, group=self._group)
+        dist.all_reduce(slots, group=self.group)
         return slots
 
 

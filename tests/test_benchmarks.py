@@ -342,3 +342,18 @@ def test_rows_on_disk_are_measured_beside_rows_in_memory(tmp_path, monkeypatch, 
     assert all(run["resident"] >= run["anonymous"] > 0.01 and run["step"] > 0 for run in measured)
     ratio = measured[1]["step"] / measured[0]["step"]
     assert f"path: {ratio:.2f} of the throughput of memory a step" in table
+
+
+@pytest.mark.slow  # it starts torchrun
+def test_ranks_do_beside_one_process_what_that_does(monkeypatch, capsys):
+    distributed = benchmark("distributed")
+    sizes = ["--rows", "600", "--columns", "16", "--pairs", "100", "--batch", "150", "--max-iter", "3"]
+    monkeypatch.setattr(sys, "argv", ["distributed.py", *sizes])
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    distributed.main()
+    table = capsys.readouterr().out
+    rows = {row.split(" | ")[0].strip("| "): row for row in table.splitlines() if row.startswith("| ")}
+    assert {"memory", "step", "fit", "recall"} <= set(rows)
+    alone, together = (float(cell.split()[0]) for cell in rows["recall"].split(" | ")[1:3])
+    assert abs(alone - together) <= 0.002
+    assert float(table.split("loss curves: ")[1]) < 1e-4

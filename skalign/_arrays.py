@@ -1,5 +1,6 @@
 """The one bridge between NumPy and torch, and the one judge of devices. Loads torch only for those who use it."""
 
+import os
 import sys
 
 import numpy as np
@@ -63,6 +64,8 @@ def resolve_device(device):
     import torch
 
     if isinstance(device, str) and device == "auto":
+        if torch.cuda.is_available() and "LOCAL_RANK" in os.environ:  # one process a GPU, as torchrun starts them
+            return torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         resolved = torch.device(device)

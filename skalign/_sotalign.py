@@ -15,6 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from ._base import BaseAligner, all_or_nothing, fit_within
 from ._callbacks import CallbackSupportMixin, Steps, with_attributes
+from ._core.distributed import ALONE, alone, current
 from ._core.divergences import DIVERGENCES, Divergence
 from ._core.hubness import N_FURTHER, LocalScaling
 from ._core.layers import HubnessColumns
@@ -24,6 +25,7 @@ from ._hubness import N_ANCHORS, N_NEIGHBORS, fit_local_scaling
 from ._pairs import missing_rows
 from ._sources import MappedRows, Rows
 from ._teachers import CCATeacher, ProcrustesTeacher
+from ._together import common_random_state, on_all_ranks, refuse_unlike
 from ._trained import ContrastiveTeacher, TrainedAligner, two
 
 _TEACHERS = {"cca": CCATeacher, "procrustes": ProcrustesTeacher, "contrastive": ContrastiveTeacher}
@@ -51,6 +53,7 @@ _SHARED = (  # settings that SOTAlign hands on to its second stage as they are
     "checkpoint_interval",
     "device",
     "precision",
+    "distributed",
     "random_state",
     "verbose",
 )
@@ -133,10 +136,13 @@ class SOTAlignTransformer(TrainedAligner):
     checkpoint_interval : int, default=100
         Steps between two checkpoints; one comes after the first step and one after the last, too.
     device : str or torch.device, default="auto"
-        "auto" is CUDA if it is there, else the CPU. Fitted attributes are NumPy arrays wherever it ran.
+        "auto" is CUDA if it is there, else the CPU; under torchrun that of `LOCAL_RANK`. Fitted attributes are NumPy arrays
+        wherever it ran.
     precision : {"auto", "float32", "bfloat16"}, default="auto"
         Type in which the heads, and they alone, compute while they are trained; losses, affinities and plans are float32 at
         least, and so is all that is stored. "auto" is "bfloat16" on CUDA devices that have it, else "float32".
+    distributed : bool, default=True
+        Train together with the other processes that torchrun started, see the notes. False trains for this process alone.
     random_state : int, RandomState instance or None, default=None
         Draws weights, batches and held-out pairs. The global random states of NumPy and torch are left alone.
     verbose : bool or int, default=0
@@ -194,6 +200,14 @@ class SOTAlignTransformer(TrainedAligner):
     training. The teacher is fitted again, and keeps checkpoints if it has a `checkpoint_dir` of its own. A head or optimizer of
     your own must have a name that can be pickled, and keep its state in `state_dict`.
 
+    Where torchrun started several processes (ranks), or torch's default process group has several, the `fit` in their main
+    threads is one for all: every rank calls it with the same data and parameters, and ends with the same fitted estimator.
+    Steps and batches are those of one process. With ``divergence="klot"`` each rank prepares, holds and embeds its own share of
+    the unpaired rows, and the rows of the plans that belong to it; the rest, and other divergences, all compute alike. Rank 0
+    alone warns, shows progress, calls callbacks, and keeps checkpoints, from which any number of ranks goes on. When a rank
+    raises or dies, the others end with a `RuntimeError` within a minute, and so Ctrl-C fits nothing. In threads and child
+    processes, as of a search with ``n_jobs=2``, a fit is of one process.
+
     References
     ----------
     .. [1] SOTAlign, arXiv 2602.23353. The gradient is Theorem C.4.
@@ -233,6 +247,7 @@ class SOTAlignTransformer(TrainedAligner):
         "sinkhorn_tol_teacher": [Interval(Real, 0, None, closed="neither")],
         "sinkhorn_max_iter": [Interval(Integral, 1, None, closed="left")],
         "batch_size_unpaired": [Interval(Integral, 1, None, closed="left"), "array-like"],
+        "distributed": ["boolean"],
     }
 
     __metadata_request__partial_fit = {"paired_idx": True, "X_unpaired": True, "Y_unpaired": True}
@@ -269,6 +284,7 @@ class SOTAlignTransformer(TrainedAligner):
         checkpoint_interval=100,
         device="auto",
         precision="auto",
+        distributed=True,
         random_state=None,
         verbose=0,
     ):
@@ -301,10 +317,12 @@ class SOTAlignTransformer(TrainedAligner):
         self.checkpoint_interval = checkpoint_interval
         self.device = device
         self.precision = precision
+        self.distributed = distributed
         self.random_state = random_state
         self.verbose = verbose
 
     @all_or_nothing
+    @on_all_ranks
     @_fit_context(prefer_skip_nested_validation=False)  # what is nested comes from the user
     def fit(self, X, Y, paired_idx=None, *, X_unpaired=None, Y_unpaired=None):
         """Fit the teacher on the pairs, then train the heads on pairs and unpaired rows.
@@ -334,17 +352,26 @@ class SOTAlignTransformer(TrainedAligner):
         ------
         ValueError
             If a view is not finite, the pairs are not legal, the device is not there, the fitted heads of a `warm_start` are
-            of other sizes, a checkpoint is damaged, or what is to be trained cannot be kept in one.
+            of other sizes, a checkpoint is damaged, what is to be trained cannot be kept in one, or ranks were given different
+            things.
+        RuntimeError
+            If another of the ranks that train together failed or was lost.
         OSError
             If rows that are not in memory cannot be read, or `checkpoint_dir` cannot be written to.
         ImportError
             If `verbose` and tqdm is not installed.
         """
+        group = current()
         views = self._judge(X, Y, paired_idx, X_unpaired, Y_unpaired)
         self.teacher_ = None
-        divergence = self._divergence()
+        divergence = self._divergence(group)
         self.sinkhorn_error_ = divergence.worst_error  # grows in training
-        self._train(views, lambda data: PairsAndTeacher(self.alpha, divergence), **self._with_teacher())
+        self._train(
+            views,
+            lambda data: PairsAndTeacher(self.alpha, divergence),
+            **self._with_teacher(),
+            in_shares=divergence.takes_shares,
+        )
         self._warn_of_plans(divergence, self.n_iter_)
         return self
 
@@ -426,7 +453,7 @@ class SOTAlignTransformer(TrainedAligner):
         self._warn_of_plans(divergence, self.n_iter_ - n_before)
         return self
 
-    def _divergence(self):
+    def _divergence(self, group=ALONE):
         return Divergence(
             self.divergence,
             self.epsilon,
@@ -434,6 +461,7 @@ class SOTAlignTransformer(TrainedAligner):
             tol=self.sinkhorn_tol,
             tol_teacher=self.sinkhorn_tol_teacher,
             max_iter=self.sinkhorn_max_iter,
+            group=group,
         )
 
     def _with_teacher(self):
@@ -449,7 +477,9 @@ class SOTAlignTransformer(TrainedAligner):
         """The teacher, fitted unless it is already."""
         if self.teacher_ is None:
             teacher = CCATeacher() if self.teacher is None else clone(self.teacher)
-            self.teacher_ = fit_within(teacher, views, pairs, random_state)
+            with alone():
+                teacher = fit_within(teacher, views, pairs, random_state)
+            self.teacher_ = current().first(teacher)  # lest rounding makes different ones
         return self.teacher_
 
     def _warn_of_plans(self, divergence, n_plans):
@@ -541,6 +571,8 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
         "auto" is CUDA if it is there, else the CPU.
     precision : {"auto", "float32", "bfloat16"}, default="auto"
         Type in which the heads compute while they are trained; see :class:`SOTAlignTransformer`.
+    distributed : bool, default=True
+        Train together with the other processes that torchrun started, see :class:`SOTAlignTransformer`.
     random_state : int, RandomState instance or None, default=None
         Draws weights, batches, held-out pairs and the anchors of the hubness correction.
     verbose : bool or int, default=0
@@ -631,6 +663,7 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
         checkpoint_interval=100,
         device="auto",
         precision="auto",
+        distributed=True,
         random_state=None,
         verbose=0,
     ):
@@ -658,10 +691,12 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
         self.checkpoint_interval = checkpoint_interval
         self.device = device
         self.precision = precision
+        self.distributed = distributed
         self.random_state = random_state
         self.verbose = verbose
 
     @all_or_nothing
+    @on_all_ranks
     @_fit_context(prefer_skip_nested_validation=False)  # what is nested comes from the user
     def fit(self, X, Y, paired_idx=None, *, X_unpaired=None, Y_unpaired=None):
         """Preprocess both views, fit the teacher on the pairs, train the heads on pairs and unpaired rows.
@@ -685,19 +720,25 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
         ------
         ValueError
             If a view is not finite, the pairs are not legal, or the device is not there.
+        RuntimeError
+            If another of the ranks that train together failed or was lost.
         OSError
             If rows that are not in memory cannot be read, or `checkpoint_dir` cannot be written to.
         ImportError
             If `verbose` and tqdm is not installed.
         """
         # pools are read for the preprocessing, and the second stage checks what was not
+        group = current()
         views = self._judge(X, Y, paired_idx, X_unpaired, Y_unpaired, check_pools=False)
+        refuse_unlike(group, self, views)
+        random_state = common_random_state(group, self.random_state)
 
         def attributes_of(attributes):
-            return self._around(with_attributes(aligner, attributes), views, copy.deepcopy(self.random_state))
+            return self._around(with_attributes(aligner, attributes), views, copy.deepcopy(random_state))
 
-        steps = Steps.of(self, views, self.max_iter, attributes_of)
+        steps = Steps.of(self, views, self.max_iter, attributes_of) if group.is_first else None
         self._fit_transformers(views)
+        self.x_transformer_, self.y_transformer_ = group.first((self.x_transformer_, self.y_transformer_))
         n_unpaired = len(views.X_unpaired) + len(views.Y_unpaired)
         aligner = SOTAlignTransformer(teacher=self._teacher(), **self._settings(n_unpaired))
         aligner._steps = steps
@@ -709,7 +750,8 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
                 }
             )
         aligner.fit(*self._preprocessed(views.X, views.Y), views.pairs, **self._preprocessed_pools(views))
-        vars(self).update(self._around(aligner, views, self.random_state))
+        vars(self).update(self._around(aligner, views, random_state))
+        self.local_scaling_ = group.first(self.local_scaling_)
         if steps:
             steps.close()
         return self

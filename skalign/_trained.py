@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import warnings
 from dataclasses import replace
 from numbers import Integral, Real
@@ -17,15 +18,17 @@ from ._arrays import resolve_device, resolve_precision, to_tensor
 from ._base import BaseAligner, all_or_nothing, warn_zero_rows
 from ._callbacks import CallbackSupportMixin, Steps
 from ._checkpoints import CHECKPOINT_CONSTRAINTS, Checkpoint, SameTeacher
+from ._core.distributed import ALONE, alone, current
 from ._core.heads import HEADS, build_head, draw_back, n_weights, start_from
 from ._core.layers import UnitRows
 from ._core.objectives import PairsAndTeacher
 from ._core.reading import StreamedRows
 from ._core.rows import normalize_rows
-from ._core.training import OPTIMIZERS, TrainingViews, embed, train_heads, undisturbed
+from ._core.training import OPTIMIZERS, Share, TrainingViews, embed, train_heads, undisturbed
 from ._pairs import PairedViews, group_pairs
 from ._sources import JoinedRows, Rows
 from ._stream import Continued, Stream, even
+from ._together import common_random_state, refuse_unlike
 
 _MAX_DIMENSION = 1024  # of the shared space by default, as in the paper
 _FEW = 100  # pairs by which a teacher is known again
@@ -66,33 +69,46 @@ class TrainedAligner(CallbackSupportMixin, BaseAligner):
     }
 
     def _train(
-        self, views, objective, *, teacher=None, teacher_weight=0.0, with_unpaired=False, batch_size_unpaired=(0, 0)
+        self,
+        views,
+        objective,
+        *,
+        teacher=None,
+        teacher_weight=0.0,
+        with_unpaired=False,
+        batch_size_unpaired=(0, 0),
+        in_shares=False,
     ):
         """Train both heads and store them as NumPy arrays.
 
         ``objective(data)`` makes the objective for `TrainingViews`. ``teacher(views, pairs, random_state)`` fits the teacher,
         if there is one, on the training pairs and returns it; heads that start there go back by `teacher_weight` of their way
-        in the end. The data hold the unpaired rows only `with_unpaired`. Callbacks see the steps, those of `_steps` if
-        somebody lent us some.
+        in the end. The data hold the unpaired rows only `with_unpaired`; if `in_shares`, each process of the group that trains
+        has some of them. Callbacks see the steps, those of `_steps` if somebody lent us some, in the first process.
         """
+        group = current()
         lent = vars(self).pop("_steps", None)
-        steps = lent or Steps.of(self, views, self.max_iter)
+        steps = lent or (Steps.of(self, views, self.max_iter) if group.is_first else None)
+        is_watched = group.first(steps is not None)
         device = resolve_device(self.device)
         names = "x_head_", "y_head_", "x_mean_", "y_mean_"
         former = [getattr(self, name) for name in names] if self.warm_start and hasattr(self, "x_head_") else None
-        checkpoint = Checkpoint.of(self, views, device, former)
-        random_state = self.random_state if checkpoint is None else checkpoint.random_state
+        refuse_unlike(group, self, views, device.type, former)
+        checkpoint = Checkpoint.of(self, views, device, former, group=group)
+        random_state = common_random_state(group, self.random_state if checkpoint is None else checkpoint.random_state)
         rng = check_random_state(random_state)
         pairs, held_out = hold_out(views.pairs, self.validation_fraction if self.early_stopping else None, rng)
         *seeds, seed_batches = rng.randint(2**31 - 1, size=3).tolist()
         if former is None:  # else the former heads go with the former means
             self._fit_means(views)
+            self.x_mean_, self.y_mean_ = group.first((self.x_mean_, self.y_mean_))
         self.head_ = self.head
         if teacher is None:
             warn_zero_rows(views, depth=1)
         fitted = None if teacher is None else teacher(views, pairs, random_state)
         heads, starts = self._first_heads(fitted, former, seeds)
-        data = self._training_views(views, pairs, held_out, fitted, device, with_unpaired, batch_size_unpaired)
+        holders = group if in_shares else ALONE
+        data = self._training_views(views, pairs, held_out, fitted, device, with_unpaired, batch_size_unpaired, holders)
 
         def attributes(record):
             x_head, y_head = _drawn_back(record.kept, starts, teacher_weight)
@@ -106,13 +122,16 @@ class TrainedAligner(CallbackSupportMixin, BaseAligner):
 
         def announce():
             if steps:
-                steps.begin()
+                with alone():
+                    steps.begin()
 
         def report(record):
             show(record)
-            return steps and steps.end(record, lambda: attributes(record))
+            with alone():
+                is_enough = bool(steps and steps.end(record, lambda: attributes(record)))
+            return group.first(is_enough) if is_watched else is_enough
 
-        progress = progress_bar(self.verbose, type(self).__name__, self.max_iter)
+        progress = progress_bar(self.verbose if group.is_first else 0, type(self).__name__, self.max_iter)
         with progress as show, self._undisturbed(device, seed_batches) as parts:
             if checkpoint is not None and fitted is not None:
                 few = pairs[:_FEW]
@@ -131,8 +150,9 @@ class TrainedAligner(CallbackSupportMixin, BaseAligner):
                 report=report,
                 checkpoint=checkpoint,
                 parts=parts,
+                group=group,
             )
-        vars(self).update(attributes(record))
+        vars(self).update(group.first(attributes(record)))
         vars(self).pop("_stream", None)  # of calls of `partial_fit` before
         if steps and not lent:
             steps.close()
@@ -217,8 +237,10 @@ class TrainedAligner(CallbackSupportMixin, BaseAligner):
             _go_on_from(head_y, former[1], "Y")
         return (head_x, head_y), None
 
-    def _training_views(self, views, pairs, held_out, teacher, device, with_unpaired, batch_size_unpaired):
-        """What the heads are trained on, as tensors or read batch by batch."""
+    def _training_views(
+        self, views, pairs, held_out, teacher, device, with_unpaired, batch_size_unpaired, holders=ALONE
+    ):
+        """What the heads are trained on, as tensors or read batch by batch; of unpaired rows, the holders have a share each."""
 
         def tensor_x(rows):
             return to_tensor(self._prepared_x(rows), device, torch.float32)
@@ -238,13 +260,16 @@ class TrainedAligner(CallbackSupportMixin, BaseAligner):
             pools = zip((X, Y), batch_size_unpaired, strict=True)
             X, Y = (rows[:] if len(rows) <= size else rows for rows, size in pools)
         if with_unpaired and (isinstance(X, Rows) or isinstance(Y, Rows)):
-            unpaired = {"X": self._streamed(X, "x", teacher, device), "Y": self._streamed(Y, "y", teacher, device)}
+            streamed = functools.partial(self._streamed, teacher=teacher, device=device, holders=holders)
+            unpaired = {"X": streamed(X, "x"), "Y": streamed(Y, "y")}
         elif with_unpaired:
-            unpaired = {"X": tensor_x(X), "Y": tensor_y(Y)}
+            shares = tuple(Share(holders.share(len(rows)), len(rows)) for rows in (X, Y))
+            X, Y = X[shares[0].own], Y[shares[1].own]
+            unpaired = {"X": tensor_x(X), "Y": tensor_y(Y), "shares": shares}
             if teacher is not None:
                 unpaired |= {
-                    "F_teacher": to_tensor(normalize_rows(teacher.transform(X)), device, torch.float32),
-                    "G_teacher": to_tensor(normalize_rows(teacher.transform_y(Y)), device, torch.float32),
+                    "F_teacher": to_tensor(_unit_rows(teacher.transform, X), device, torch.float32),
+                    "G_teacher": to_tensor(_unit_rows(teacher.transform_y, Y), device, torch.float32),
                 }
         return TrainingViews(
             A=tensor_x(views.X[pairs[:, 0]]),
@@ -270,12 +295,14 @@ class TrainedAligner(CallbackSupportMixin, BaseAligner):
         """The context to train in; what a user gives may draw from torch's random numbers, as dropout does."""
         return undisturbed(device, seed if callable(self.head_) or callable(self.optimizer) else None)
 
-    def _streamed(self, rows, view, teacher, device):
-        """Unpaired rows of a view that are prepared, and embedded by the teacher, batch by batch."""
+    def _streamed(self, rows, view, teacher, device, holders):
+        """Unpaired rows of a view that are prepared, and embedded by the teacher, batch by batch, by those who hold them."""
+        rows = rows if isinstance(rows, Rows) else JoinedRows([rows])
         return StreamedRows(
-            rows if isinstance(rows, Rows) else JoinedRows([rows]),
+            rows,
             prepare=torch.nn.Sequential(*self._preparing_layers(view)).to(device),
             teacher=None if teacher is None else _map_of(teacher, view, device),
+            own=holders.share(len(rows), rows.read_together),
         )
 
     def _starts_from(self, teacher):
@@ -587,7 +614,13 @@ def _map_of(teacher, view, device):
         with contextlib.suppress(NotImplementedError):
             return torch.nn.Sequential(teacher.to_torch()[view], UnitRows()).to(device)
     embed_rows = teacher.transform if view == "x" else teacher.transform_y
-    return lambda rows: to_tensor(normalize_rows(embed_rows(rows.cpu().numpy())), device, torch.float32)
+    return lambda rows: to_tensor(_unit_rows(embed_rows, rows.cpu().numpy()), device, torch.float32)
+
+
+def _unit_rows(embed_rows, rows):
+    """Unit rows by a teacher, who may refuse to map no rows."""
+    given = rows if len(rows) else np.zeros((1, rows.shape[1]), dtype=rows.dtype)
+    return normalize_rows(embed_rows(given))[: len(rows)]
 
 
 def _drawn_back(states, starts, weight):

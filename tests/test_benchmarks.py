@@ -391,3 +391,18 @@ def test_steps_and_precisions_stand_in_tables_with_their_ratios(monkeypatch, cap
 def test_recall_of_a_precision_is_in_percent(monkeypatch, precision):
     gpu = gpu_benchmark(monkeypatch)
     assert 20 < gpu.recall(precision, 0, gpu.parse_arguments()) < 60  # 0.6 by chance
+
+
+@pytest.mark.slow  # it starts torchrun
+def test_ranks_do_beside_one_process_what_that_does(monkeypatch, capsys):
+    distributed = benchmark("distributed")
+    sizes = ["--rows", "600", "--columns", "16", "--pairs", "100", "--batch", "150", "--max-iter", "3"]
+    monkeypatch.setattr(sys, "argv", ["distributed.py", *sizes])
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    distributed.main()
+    table = capsys.readouterr().out
+    rows = {row.split(" | ")[0].strip("| "): row for row in table.splitlines() if row.startswith("| ")}
+    assert {"memory", "step", "fit", "recall"} <= set(rows)
+    alone, together = (float(cell.split()[0]) for cell in rows["recall"].split(" | ")[1:3])
+    assert abs(alone - together) <= 0.002
+    assert float(table.split("loss curves: ")[1]) < 1e-4

@@ -18,7 +18,7 @@ from sklearn.preprocessing import MinMaxScaler, Normalizer, StandardScaler
 import skalign._core.reading
 import skalign._sources
 from skalign import BridgeFlow, CCATeacher, ContrastiveTeacher, CrossModalRetriever, SOTAlign, SOTAlignTransformer
-from skalign._core.reading import StreamedRows, StreamedSampler, draw_order
+from skalign._core.reading import StreamedRows, StreamedSampler, batches_of, draw_order
 from skalign._pairs import read_pairs
 from skalign._sources import StoredRows, stored_rows
 from skalign.baselines import SUE
@@ -516,6 +516,33 @@ def test_a_sampler_goes_on_where_another_was(data):
             going_on = second()
             assert_array_equal(going_on["X"], batch["X"])
             assert_array_equal(going_on["Y"], batch["Y"])
+
+
+def test_the_shares_of_a_batch_are_the_batch_and_no_other_rows_are_read():
+    values = np.random.default_rng(0).normal(size=(900, 3)).astype(np.float32)
+
+    class Watched(StoredRows):
+        def __init__(self):
+            super().__init__([values], "X")
+            self.read_together, self.seen = 64, set()
+
+        def _read(self, start, stop):
+            self.seen |= set(range(start, stop))
+            return super()._read(start, stop)
+
+    def batches(own, size):
+        rows = Watched()
+        drawn = batches_of(rows, size, torch.Generator().manual_seed(0), n_skipped=1, own=own)
+        return [next(drawn).numpy() for _ in range(30)], rows.seen
+
+    shares = [slice(0, 0), slice(0, 256), slice(256, 900)]
+    for size in (70, 900):
+        whole, _ = batches(None, size)
+        parts, seen = zip(*(batches(own, size) for own in shares), strict=True)
+        assert seen == tuple(set(range(900)[own]) for own in shares)
+        for batch, *of_shares in zip(whole, *parts, strict=True):
+            joined = np.concatenate(of_shares)
+            assert_array_equal(joined[np.lexsort(joined.T)], batch[np.lexsort(batch.T)])
 
 
 def test_whole_numbers_are_no_place_for_an_embedding(data):

@@ -6,12 +6,14 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch.nn.functional import normalize
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LinearLR, SequentialLR
 
 from .affinity import full_precision
+from .distributed import ALONE
 from .divergences import Divergence
 from .heads import random_numbers
 from .lion import Lion
@@ -29,7 +31,8 @@ class TrainingViews:
 
     A, B : (p, d_x), (p, d_y) pairs, row by row; `pairs` (p, 2) says which samples the rows are.
     X, Y : (u_x, d_x), (u_y, d_y) unpaired rows; F_teacher, G_teacher : (u_x, k), (u_y, k) unit rows of the teacher. Where the
-    rows do not fit into memory, X and Y are `StreamedRows`, which bring their teacher along.
+    rows do not fit into memory, X and Y are `StreamedRows`, which bring their teacher along. Of rows that other processes hold
+    some of, `shares` has a `Share` of X and one of Y.
     held_out : None, or rows of X and of Y never trained on and the pairs (q, 2) among them.
     """
 
@@ -40,7 +43,15 @@ class TrainingViews:
     Y: torch.Tensor | StreamedRows | None = None
     F_teacher: torch.Tensor | None = None
     G_teacher: torch.Tensor | None = None
+    shares: tuple | None = None
     held_out: tuple | None = None
+
+
+class Share(NamedTuple):
+    """Which of `n_rows` rows are there: those in the slice `own`."""
+
+    own: slice
+    n_rows: int
 
 
 @dataclass
@@ -86,12 +97,14 @@ def train_heads(
     report: Callable,
     checkpoint=None,
     parts=None,
+    group=ALONE,
 ) -> TrainingRecord:
     """Minimise an objective over both heads, in place.
 
     See `descend`, of which this is the form for two heads. They, and nothing else, run under autocast to `dtype`. `parts` are
     those, by name, that a checkpoint keeps beyond what is seen here.
     """
+    buffers = [*head_x.buffers(), *head_y.buffers()]
     device, reading = views.A.device, contextlib.ExitStack()
 
     def embedder(head):
@@ -113,6 +126,7 @@ def train_heads(
         seen = {"head_x": head_x, "head_y": head_y, "objective": objective, **samplers}
         if views.held_out is not None:
             head_x.train(), head_y.train()  # as a look leaves them, so that a training that is resumed has them alike
+        group.align([parameter.data for parameter in parameters] + buffers)
         return parameters, lambda: functools.partial(objective, embed_x, embed_y, draw()), seen | (parts or {})
 
     def save_memory():
@@ -120,7 +134,7 @@ def train_heads(
 
     look = None
     if views.held_out is not None:
-        look = functools.partial(_held_out_recall, head_x, head_y, views.held_out)
+        look = functools.partial(_held_out_recall, head_x, head_y, views.held_out, group)
     with reading:
         return descend(
             prepare,
@@ -136,8 +150,10 @@ def train_heads(
             validation_interval=validation_interval,
             announce=announce,
             report=report,
+            after_step=lambda: group.align(buffers),  # of which each process had a say of its own
             save_memory=save_memory,
             checkpoint=checkpoint,
+            group=group,
         )
 
 
@@ -160,6 +176,7 @@ def descend(
     after_step=lambda: None,
     save_memory=lambda: False,
     checkpoint=None,
+    group=ALONE,
 ) -> TrainingRecord:
     """Take steps down a loss; whatever ends them, `modules` are left in the state that the record keeps.
 
@@ -170,7 +187,8 @@ def descend(
     returns something true, training stops early. Where memory does not suffice for a step, ``save_memory()`` may see to it
     that steps need less from now on, and if it returns True the step is tried again; else that ends the training, and is an
     error if there is no step to keep. A `checkpoint` gives the parts the state of a training that was killed
-    (``restore(parts)``, False if there is none) and is offered theirs after every step.
+    (``restore(parts)``, False if there is none) and is offered theirs after every step. The processes of a `group` go down
+    the mean of their gradients, step by step; where memory does not suffice for one of them, that is an error.
     """
     record = TrainingRecord(_snapshot(*modules), {name: [] for name in names})
     try:
@@ -185,6 +203,7 @@ def descend(
         while record.ended == "completed" and record.n_iter < max_iter:
             announce()
             terms = _differentiated(next_step(), stepper, changeable, save_memory)
+            terms = group.averaged(parameters, terms)
             if clip is not None:
                 torch.nn.utils.clip_grad_norm_(parameters, clip)
             stepper.step()
@@ -215,9 +234,11 @@ def descend(
             elif checkpoint is not None:  # not where a listener stops: who resumes may listen to another
                 checkpoint.step(parts, record.n_iter, is_last)
     except KeyboardInterrupt:
+        if group.size > 1:  # the others may be at another step
+            raise
         record.ended = "interrupted"
     except (RuntimeError, MemoryError) as error:
-        if not _is_about_memory(error):
+        if group.size > 1 or not _is_about_memory(error):
             raise
         if record.n_iter == 0:
             error.add_note("Not one step of the training fits into memory: lower its batch sizes.")
@@ -254,10 +275,15 @@ def undisturbed(device, seed):
 
 
 class _Sampler:
-    """Draws batches of row numbers without replacement, epoch after epoch; a batch as large as the pool is all of it."""
+    """Draws batches of row numbers without replacement, epoch after epoch; a batch as large as the pool is all of it.
 
-    def __init__(self, n_rows, batch_size, generator, device):
-        self.n_rows, self.batch_size = n_rows, min(batch_size, n_rows)
+    Where only a `Share` of the rows is there, what is returned are their numbers among these.
+    """
+
+    def __init__(self, n_rows, batch_size, generator, device, share=None):
+        self.share = share
+        self.n_rows = n_rows if share is None else share.n_rows
+        self.batch_size = min(batch_size, self.n_rows)
         self.generator, self.device = generator, device
         self.order = torch.empty(0, dtype=torch.long)
 
@@ -279,6 +305,9 @@ class _Sampler:
         if len(self.order) < self.batch_size:
             self.order = torch.randperm(self.n_rows, generator=self.generator)
         batch, self.order = self.order[: self.batch_size], self.order[self.batch_size :]
+        if self.share is not None:
+            start, stop = self.share.own.start, self.share.own.stop
+            batch = batch[(start <= batch) & (batch < stop)] - start
         return batch.to(self.device)
 
 
@@ -309,8 +338,11 @@ def _draw_unpaired(views, batch_sizes, generator, reading):
     if isinstance(views.X, StreamedRows):
         sampler = StreamedSampler(views.X, views.Y, batch_sizes, generator, views.A.device, reading)
         return sampler, {"draw_unpaired": sampler}
-    draw_x = _Sampler(len(views.X), batch_sizes[0], generator, views.A.device)
-    draw_y = _Sampler(len(views.Y), batch_sizes[1], generator, views.A.device)
+    shares = views.shares or (None, None)
+    draw_x, draw_y = (
+        _Sampler(len(rows), size, generator, views.A.device, share)
+        for rows, size, share in zip((views.X, views.Y), batch_sizes, shares, strict=True)
+    )
 
     def draw():
         i, j = draw_x(), draw_y()
@@ -399,9 +431,9 @@ def _time_to_look(n_iter, interval, max_iter):
     return n_iter % interval == 0 or n_iter == max_iter
 
 
-def _held_out_recall(head_x, head_y, held_out):
-    """Mean of the six recalls on held-out pairs."""
+def _held_out_recall(head_x, head_y, held_out, group):
+    """Mean of the six recalls on held-out pairs, as the first process of a group finds it."""
     X, Y, pairs = held_out
     F, G = embed(head_x, X, X.device), embed(head_y, Y, Y.device)
     head_x.train(), head_y.train()
-    return float(recalls(F.numpy(), G.numpy(), pairs).mean())
+    return group.first(float(recalls(F.numpy(), G.numpy(), pairs).mean()))

@@ -173,8 +173,8 @@ def test_scale_and_bias_are_learned(views):
     assert loss[-1] < 0.95 * loss[0]
 
 
-def sampler(n_rows, batch_size, seed=0):
-    return training._Sampler(n_rows, batch_size, torch.Generator().manual_seed(seed), torch.device("cpu"))
+def sampler(n_rows, batch_size, seed=0, share=None):
+    return training._Sampler(n_rows, batch_size, torch.Generator().manual_seed(seed), torch.device("cpu"), share)
 
 
 def test_every_epoch_draws_every_row_once():
@@ -193,6 +193,17 @@ def test_batches_of_an_epoch_share_no_row():
         assert len({*first.tolist(), *second.tolist()}) == 8
         seen |= {*first.tolist()}
     assert seen == set(range(11))
+
+
+def test_shares_of_a_batch_are_the_batch():
+    shares = [slice(0, 0), slice(0, 5), slice(5, 11)]
+    draw, of_shares = (
+        sampler(11, 4),
+        [sampler(own.stop - own.start, 4, share=training.Share(own, 11)) for own in shares],
+    )
+    for _ in range(10):
+        drawn = [at + own.start for at, own in zip((draw() for draw in of_shares), shares, strict=True)]
+        assert_array_equal(torch.cat(drawn).sort().values, draw().sort().values)
 
 
 @pytest.mark.parametrize("batch_size", [12, 13, 10**6])

@@ -180,13 +180,11 @@ def test_means_are_of_all_rows(data, tmp_path):
 def test_a_batch_holds_the_teachers_rows_of_its_own_rows(data, tmp_path, teacher, monkeypatch):
     batches = []
 
-    def spy(F, G, F_teacher, G_teacher, same_rows):
+    def spy(divergence, F, G, F_teacher, G_teacher, same_rows):
         batches.append((F, G, F_teacher, G_teacher))
         return (F - F).sum()
 
-    monkeypatch.setattr("skalign._sotalign.Divergence", lambda *_, **__: spy)
-    monkeypatch.setattr(SOTAlignTransformer, "_warn_of_plans", lambda *_: None)
-    monkeypatch.setattr(spy, "worst_error", {}, raising=False)
+    monkeypatch.setattr("skalign._core.divergences.Divergence.forward", spy)
     settings = {"learning_rate": 1e-12, "teacher": teacher, "max_iter": 3}
     aligner = fitted(data, on_disk(data, tmp_path), SOTAlignTransformer, **settings)
     X, Y = data.pools.values()

@@ -1,4 +1,4 @@
-"""Opens built pages as readers do: `python docs/check_pages.py build/docs`. Needs playwright and Chromium: no test runs it.
+"""Opens built pages in a browser: `python docs/check_pages.py build/docs`. Needs playwright and Chromium, so no test runs it.
 
 Each page is opened on a desktop and on a phone. It may not complain, every picture must be there, and nothing may stand out
 to the side. `--pictures folder` keeps what was seen.
@@ -20,16 +20,14 @@ TOO_WIDE = """[document.scrollingElement, ...document.querySelectorAll("main, ma
 def complaints(browser, page_path, width, picture=None):
     """What is wrong with a page at this width; `picture` is where to keep how it looks."""
     page, found = browser.new_page(viewport={"width": width, "height": 900}), []
+    page.set_default_timeout(120_000)
     page.on("console", lambda message: found.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: found.append(str(error)))
     page.on("requestfailed", lambda request: found.append(f"{request.url} did not load"))
     page.goto(page_path.as_uri())
-    for image in page.locator("img").all():
-        image.scroll_into_view_if_needed()  # some load when they come into sight
     found += [f"{source} is no picture" for source in page.evaluate(MISSING_IMAGES)]
     found += [f"{box} is wider than the screen" for box in page.evaluate(TOO_WIDE)]
     if picture is not None:
-        page.evaluate("scrollTo(0, 0)")
         page.screenshot(path=picture, full_page=True, animations="disabled")
     page.close()
     return found
@@ -43,6 +41,7 @@ if __name__ == "__main__":
     root, n_wrong = arguments.root.resolve(), 0
     pages = sorted(path for path in root.rglob("*.html") if "_static" not in path.parts)
     with sync_playwright() as playwright:
+        # the system's Chromium, else playwright's own; root, as in a container, has no sandbox
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         for path in pages:
             name = path.relative_to(root)

@@ -20,6 +20,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.intersphinx",
+    "sphinx.ext.viewcode",
     "sphinx_copybutton",
     "sphinx_design",
     "sphinx_gallery.gen_gallery",
@@ -64,6 +65,7 @@ sphinx_gallery_conf = {
 html_math_renderer = "mathml"  # browsers draw it themselves; MathJax would be fetched by each reader
 html_theme = "pydata_sphinx_theme"
 html_title = "skalign"
+html_favicon = "_static/logo.svg"
 html_static_path = ["_static"]
 html_css_files = ["pages.css"]
 html_context = {
@@ -72,9 +74,10 @@ html_context = {
 html_show_sourcelink = False
 html_sidebars = {page: [] for page in ("install", "quickstart")}  # there are no pages below them to list
 html_theme_options = {
+    "logo": {"text": "skalign", "image_light": "_static/logo.svg", "image_dark": "_static/logo.svg"},
     "header_links_before_dropdown": 6,
     "show_prev_next": True,
-    "secondary_sidebar_items": ["page-toc"],
+    "secondary_sidebar_items": {"**": ["page-toc"], "index": []},
     "footer_start": ["copyright"],
     "footer_end": [],
 }

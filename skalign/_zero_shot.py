@@ -26,7 +26,7 @@ class ZeroShotClassifier(ClassifierMixin, BaseEstimator):
         \quad \text{(pooling="mean")} \qquad \text{or} \qquad
         s_{ic} = \max_{j \in c} F_i \cdot G_j \quad \text{(pooling="max")},
 
-    the former as CLIP [1]_ does, the prediction is the class of the largest cosine, and its probability the softmax of
+    the former as CLIP does [1]_. The prediction is the class of the largest cosine, and its probability the softmax of
     :math:`s_{ic} / T`. All classes are equally likely beforehand, however many prompts they have.
 
     `fit` learns nothing from rows of X when there are prompts: ``fit()`` alone will do. It takes X and y all the same, so

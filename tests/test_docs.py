@@ -2,6 +2,7 @@
 
 import doctest
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,11 @@ def public():
 
 def test_the_reference_has_every_public_name_and_no_other():
     assert in_reference() == public()
+
+
+def test_the_front_page_shows_the_example_of_the_readme():
+    example = re.search(r"code-block:: python\n\n(.*?)\n\n\S", (DOCS / "index.rst").read_text(), re.DOTALL).group(1)
+    assert f"```python\n{textwrap.dedent(example)}\n```" in (DOCS.parent / "README.md").read_text()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))

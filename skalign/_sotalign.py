@@ -335,8 +335,9 @@ class SOTAlignTransformer(TrainedAligner):
         Y : array-like of shape (n_y, d_y)
             Second view, likewise.
         paired_idx : None, bool (n,), int (p,) or int (p, 2), default=None
-            Which rows belong together. None: row i of X and row i of Y, except missing ones. A boolean mask is the
-            form that is safe inside cross-validation. The rows in no pair are unpaired.
+            Which rows belong together, by zero-based position; labels of a frame are not read. None: row i of X and row i of Y,
+            except missing ones. A boolean mask is the form that is safe inside cross-validation. The rows in no pair are
+            unpaired.
         X_unpaired, Y_unpaired : array-like of shape (q_x, d_x) and (q_y, d_y), default=None
             Further rows without a partner, of any number. They need not be in memory: the path of a ``.npy`` file, a memory
             map, an HDF5 dataset (h5py), a zarr array, whatever else has shape, dtype and slices, or a list or tuple of these,
@@ -706,8 +707,9 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
         X, Y : array-like of shape (n_x, d_x) and (n_y, d_y)
             Views. A row that is NaN throughout is a missing sample.
         paired_idx : None, bool (n,), int (p,) or int (p, 2), default=None
-            Which rows belong together. None: row i of X and row i of Y, except missing ones. A boolean mask is the
-            form that is safe inside cross-validation. The rows in no pair are unpaired.
+            Which rows belong together, by zero-based position; labels of a frame are not read. None: row i of X and row i of Y,
+            except missing ones. A boolean mask is the form that is safe inside cross-validation. The rows in no pair are
+            unpaired.
         X_unpaired, Y_unpaired : array-like of shape (q_x, d_x) and (q_y, d_y), default=None
             Further rows without a partner, of any number, in memory or not, see :meth:`SOTAlignTransformer.fit`.
 

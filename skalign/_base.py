@@ -28,15 +28,22 @@ def all_or_nothing(fit):
 
     @functools.wraps(fit)
     def fit_or_restore(self, *args, **kwargs):
-        before = dict(vars(self))
-        try:
+        with restored_on_error(self):
             return fit(self, *args, **kwargs)
-        except BaseException:
-            vars(self).clear()
-            vars(self).update(before)
-            raise
 
     return fit_or_restore
+
+
+@contextlib.contextmanager
+def restored_on_error(estimator):
+    """An error inside leaves the attributes of an estimator as they were."""
+    before = dict(vars(estimator))
+    try:
+        yield
+    except BaseException:
+        vars(estimator).clear()
+        vars(estimator).update(before)
+        raise
 
 
 def fit_within(estimator, views, pairs, random_state):

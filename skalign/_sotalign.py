@@ -13,7 +13,7 @@ from sklearn.utils import check_array
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
-from ._base import BaseAligner, all_or_nothing, fit_within
+from ._base import BaseAligner, fit_within
 from ._callbacks import CallbackSupportMixin, Steps, with_attributes
 from ._core.distributed import ALONE, alone, current
 from ._core.divergences import DIVERGENCES, Divergence
@@ -205,8 +205,8 @@ class SOTAlignTransformer(TrainedAligner):
     Steps and batches are those of one process. With ``divergence="klot"`` each rank prepares, holds and embeds its own share of
     the unpaired rows, and the rows of the plans that belong to it; the rest, and other divergences, all compute alike. Rank 0
     alone warns, shows progress, calls callbacks, and keeps checkpoints, from which any number of ranks goes on. When a rank
-    raises or dies, the others end with a `RuntimeError` within a minute, and so Ctrl-C fits nothing. In threads and child
-    processes, as of a search with ``n_jobs=2``, a fit is of one process.
+    raises (Ctrl-C too) or dies, the others end with a `RuntimeError` within a minute. In threads and child processes, as of a
+    search with ``n_jobs=2``, a fit is of one process.
 
     References
     ----------
@@ -321,7 +321,6 @@ class SOTAlignTransformer(TrainedAligner):
         self.random_state = random_state
         self.verbose = verbose
 
-    @all_or_nothing
     @on_all_ranks
     @_fit_context(prefer_skip_nested_validation=False)  # what is nested comes from the user
     def fit(self, X, Y, paired_idx=None, *, X_unpaired=None, Y_unpaired=None):
@@ -696,7 +695,6 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
         self.random_state = random_state
         self.verbose = verbose
 
-    @all_or_nothing
     @on_all_ranks
     @_fit_context(prefer_skip_nested_validation=False)  # what is nested comes from the user
     def fit(self, X, Y, paired_idx=None, *, X_unpaired=None, Y_unpaired=None):

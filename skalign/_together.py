@@ -1,5 +1,6 @@
 """One fit in all processes that were started together, as torchrun does. Thin over the core, which connects them."""
 
+import contextlib
 import functools
 import warnings
 
@@ -7,6 +8,7 @@ import torch
 from sklearn.utils import check_random_state
 
 from . import __version__
+from ._base import restored_on_error
 from ._checkpoints import described, hashed, sample
 from ._core.distributed import together
 
@@ -14,16 +16,27 @@ _SAMPLE = 100  # rows of an array by which it is told from another
 
 
 def on_all_ranks(fit):
-    """A `fit` that is one for all processes started together if `distributed` says so; the first of them warns for all."""
+    """`all_or_nothing` of a `fit` that is one for all processes started together, if `distributed` says so.
+
+    The first of them warns for all.
+    """
 
     @functools.wraps(fit)
     def fit_together(self, *args, **kwargs):
-        with together(self.distributed) as group, warnings.catch_warnings():
-            if not group.is_first:
-                warnings.simplefilter("ignore")
+        with restored_on_error(self), together(self.distributed) as group, _silence(not group.is_first):
             return fit(self, *args, **kwargs)
 
     return fit_together
+
+
+@contextlib.contextmanager
+def _silence(wanted):
+    if not wanted:  # the filters belong to all threads of a process: they are left alone where they can be
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def refuse_unlike(group, estimator, views, *others):

@@ -17,6 +17,7 @@ from pathlib import Path
 import joblib
 import numpy as np
 import pytest
+import torch
 from numpy.testing import assert_allclose
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV, KFold
@@ -24,6 +25,7 @@ from test_callbacks import Recorder, has_callbacks
 
 import skalign
 from skalign import SOTAlign, SOTAlignTransformer
+from skalign._arrays import resolve_device
 from skalign._core import distributed, divergences
 from skalign.datasets import make_two_views
 
@@ -126,6 +128,7 @@ def failures(rank, folder):
         "other rows": lambda: clone(aligner).fit(data.X + rank, data.Y, data.paired_idx),
         "broken rows": lambda: clone(aligner).fit(broken if rank else data.X, data.Y, data.paired_idx),
         "bad parameter": lambda: clone(aligner).set_params(max_iter=3 - 9 * rank).fit(data.X, data.Y, data.paired_idx),
+        "no name": lambda: clone(aligner).set_params(head=lambda d_in, d_out: None).fit(*data_of(data)),
         "interrupted": interrupted,
         "stopped": stopped,
         "separate": lambda: (
@@ -261,6 +264,7 @@ def test_what_one_rank_does_otherwise_is_told_to_all(tmp_path):
         assert "checkpoint_dir" in first[name][0]
         assert first[name][1] < BOUND
     assert "max_iter" in second["bad parameter"][0]
+    assert "no name that lasts" in first["no name"][0]
     assert first["interrupted"][0].startswith("KeyboardInterrupt")
     assert "Rank 0 of the 2 that train together failed: KeyboardInterrupt" in second["interrupted"][0]
     assert first["stopped"][0] == second["stopped"][0] == (2 if has_callbacks else 3)
@@ -294,6 +298,16 @@ def test_a_process_that_was_started_alone_is_alone(monkeypatch):
         monkeypatch.setenv(name, "0")
     with distributed.together() as group:
         assert group is distributed.ALONE
+
+
+def test_a_rank_trains_on_the_gpu_of_its_number(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert resolve_device("auto") == torch.device("cuda")
+    for rank, index in ((2, 2), (5, 1)):
+        monkeypatch.setenv("LOCAL_RANK", str(rank))
+        assert resolve_device("auto") == torch.device("cuda", index)
 
 
 if __name__ == "__main__":

@@ -144,7 +144,7 @@ class Group(Alone):
                 f"{self.size} processes were started together, but not all of them have come to this `fit` ({error}). Call it "
                 "on every rank, or set distributed=False for a fit that is this rank's own."
             ) from error
-        self._watch = _Watch(self.rank, self.size)
+        self._watch = _Watch(self)
         self._watch.start()
 
     def total(self, *tensors):
@@ -207,6 +207,10 @@ class Group(Alone):
         self._part()
         self._refuse_failure()
 
+    def abort(self):
+        """Give up what waits in the queue of a GPU, and would for ever."""
+        self._processes.abort()
+
     def _part(self):
         self._watch.join()
         for group in (self._processes, self._watch.group):
@@ -248,9 +252,9 @@ class _Watch(threading.Thread):
     The training itself cannot tell a process that is gone from one that takes its time.
     """
 
-    def __init__(self, rank, size):
+    def __init__(self, watched):
         super().__init__(name="skalign-watch", daemon=True)
-        self.rank, self.size, self.failure = rank, size, None
+        self.watched, self.rank, self.size, self.failure = watched, watched.rank, watched.size, None
         self.group = dist.new_group(backend="gloo", timeout=_SILENCE)
         self._word, self._told = None, threading.Event()
 
@@ -267,6 +271,8 @@ class _Watch(threading.Thread):
                 self._told.clear()
         except RuntimeError as error:
             self.failure = _lost(error)
+        if self.failure and torch.cuda.is_available():
+            self.watched.abort()
 
     def _meet(self):
         word = self._word  # which may come while we meet
@@ -301,6 +307,8 @@ def _keep(group, work):
 
 
 class _AllRows(torch.autograd.Function):
+    """`Group.all_rows`, for which the rows of the others are zero until they come."""
+
     @staticmethod
     def forward(ctx, Z, group):
         counts = group.gathered(torch.tensor(len(Z))).tolist()

@@ -40,13 +40,13 @@ def _silence(wanted):
 
 
 def refuse_unlike(group, estimator, views, *others):
-    """Refuse to train together what is not the same in all processes of a group; `others` go by "the state"."""
+    """Refuse to train together what is not the same in all processes of a group; `others` are its device and former heads."""
     if group.size == 1:
         return
     given = {
         "versions of skalign and torch": (__version__, torch.__version__),
-        "estimator": described(estimator),
-        "state": others,
+        "parameters": described(estimator),
+        "device or fitted heads": others,
         "pairs": views.pairs,
     }
     given |= {name: _some(getattr(views, name)) for name in ("X", "Y", "X_pool", "Y_pool")}
@@ -54,8 +54,8 @@ def refuse_unlike(group, estimator, views, *others):
     unlike = group.unlike({called.get(name, name): hashed(value) for name, value in given.items()})
     if unlike:
         raise ValueError(
-            f"All ranks must call `fit` on the same estimator with the same data, but rank {unlike.rank} has other "
-            f"{' and '.join(unlike.names)} than rank 0. Give every rank the same, or set distributed=False for separate fits."
+            f"All ranks must call `fit` with the same parameters and data, but rank {unlike.rank} differs from rank 0 in: "
+            f"{', '.join(unlike.names)}. Give every rank the same, or set distributed=False for separate fits."
         )
 
 

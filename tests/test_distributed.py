@@ -116,9 +116,8 @@ def failures(rank, folder):
 
     def in_a_thread():
         here = []
-        thread = threading.Thread(
-            target=lambda: here.append(clone(aligner).fit(data.X[rank:], data.Y[rank:], None).n_iter_)
-        )
+        n = 50 + rank
+        thread = threading.Thread(target=lambda: here.append(clone(aligner).fit(data.X[:n], data.Y[:n]).n_iter_))
         thread.start()
         thread.join()
         return here
@@ -254,8 +253,8 @@ def test_ranks_train_as_one_process_does(trained, name):
 def test_what_one_rank_does_otherwise_is_told_to_all(tmp_path):
     first, second = under_torchrun("failures", tmp_path)
     assert first["other seed"][0] == second["other seed"][0]
-    assert "rank 1 has other estimator than rank 0" in first["other seed"][0]
-    assert "rank 1 has other X than rank 0" in second["other rows"][0]
+    assert "rank 1 differs from rank 0 in: parameters." in first["other seed"][0]
+    assert "rank 1 differs from rank 0 in: X." in second["other rows"][0]
     assert "distributed=False" in second["other rows"][0]
     assert second["broken rows"][0].startswith("ValueError: ")
     for name in ("broken rows", "bad parameter"):
@@ -269,9 +268,10 @@ def test_what_one_rank_does_otherwise_is_told_to_all(tmp_path):
     assert "Rank 0 of the 2 that train together failed: KeyboardInterrupt" in second["interrupted"][0]
     assert first["stopped"][0] == second["stopped"][0] == (2 if has_callbacks else 3)
     for name in ("separate", "thread", "search"):
-        assert not isinstance(first[name][0], str) and not isinstance(second[name][0], str)
-    assert first["separate"][0] == second["separate"][0] == 3
-    assert first["search"][0] == second["search"][0]
+        assert first[name][0] == second[name][0]
+    assert first["separate"][0] == 3
+    assert first["thread"][0] == [3]
+    assert all(0 <= score <= 1 for score in first["search"][0])
     assert first["good"][0] == second["good"][0] == 3
 
 

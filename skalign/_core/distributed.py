@@ -105,7 +105,7 @@ class Alone:
         return tensor
 
     def first(self, value):
-        """What the first process passed, to be pickled."""
+        """What the first process passes, which can be pickled."""
         return value
 
     def averaged(self, parameters, terms):
@@ -216,8 +216,9 @@ class Group(Alone):
         for group in (self._processes, self._watch.group):
             dist.destroy_process_group(group)
 
-    def _reduced(self, tensor, operation=dist.ReduceOp.SUM):
-        self._finish(dist.all_reduce, tensor, operation)
+    def _reduced(self, tensor, *operation):
+        """The sum over the processes, or another operation, in place."""
+        self._finish(dist.all_reduce, tensor, *operation)
         return tensor
 
     def _finish(self, exchange, tensor, *args):
@@ -237,8 +238,7 @@ class Group(Alone):
                     self._watch.join(_SILENCE.total_seconds())  # who will have heard why
                     raise RuntimeError(self._watch.failure or _lost(error)) from error
             if self._watch.failure:
-                # were the group taken down before the exchange is at its end, this process would never end
-                threading.Thread(target=_keep, args=(self._processes, work), daemon=True).start()
+                _await_end(work, self._processes)
                 self._refuse_failure()
 
     def _refuse_failure(self):
@@ -300,10 +300,16 @@ def _lost(error):
     return f"Another of the processes that train together has died or cannot be reached ({error}). {_AGAIN}"
 
 
-def _keep(group, work):
-    """Hold a group and an exchange that does not end, until the process does."""
+def _await_end(work, group):
+    """Wait for the end of an exchange from which others have parted; if it does not come, hold the group for good.
+
+    For torch takes a group down only when its exchanges are at their end, so that this process would never end.
+    """
     with contextlib.suppress(RuntimeError):
-        work.wait()
+        work.wait(2 * _BEAT)
+    if not work.is_completed():
+        # only what a thread holds that never wakes is not taken down, not even when the process ends
+        threading.Thread(target=lambda *held: threading.Event().wait(), args=(work, group), daemon=True).start()
 
 
 class _AllRows(torch.autograd.Function):

@@ -13,7 +13,7 @@ from sklearn.utils import check_array
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
-from ._base import BaseAligner, fit_within
+from ._base import BaseAligner, all_or_nothing, fit_within
 from ._callbacks import CallbackSupportMixin, Steps, with_attributes
 from ._core.distributed import ALONE, alone, current
 from ._core.divergences import DIVERGENCES, Divergence

@@ -74,9 +74,9 @@ def measure(method, n, options):
     views = TrainingViews(X[: len(pairs)], Y[: len(pairs)], pairs, X, Y, F_teacher, G_teacher)
     heads = [build_head("linear", options.columns, options.columns, seed).to(device) for seed in (0, 1)]
 
-    def note_time(record=None):
+    def note_time(record):
         if device.type == "cuda":
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(device)
         times.append(time.perf_counter())
 
     before = allocated(device)

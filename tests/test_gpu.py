@@ -108,14 +108,14 @@ def test_other_precisions_are_refused(data, estimator):
 # memory that does not suffice --------------------------------------------------------------------------------------
 
 
-def failing_at(monkeypatch, calls, name="klot"):
-    """Let KLOT run out of memory at some of its calls."""
+def failing_at(monkeypatch, calls, name="klot", error=torch.OutOfMemoryError):
+    """Let KLOT run out of memory at some of its calls, from 1 on."""
     original, n_calls = getattr(divergences, name), [0]
 
     def scarce(*args, **kwargs):
         n_calls[0] += 1
         if n_calls[0] in calls:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 4.00 GiB.")
+            raise error("CUDA out of memory. Tried to allocate 4.00 GiB.")
         return original(*args, **kwargs)
 
     monkeypatch.setattr(divergences, name, scarce)
@@ -161,6 +161,24 @@ def fitted_and_stopped(data, n_iter):
 
     with pytest.warns(ConvergenceWarning, match=f"interrupted after {n_iter} of 10 steps"):
         return fitted(data, optimizer=Stopped)
+
+
+def test_a_training_that_goes_on_later_does_so_from_the_features(data, monkeypatch, tmp_path):
+    failing_at(monkeypatch, {3})
+    with pytest.warns(UserWarning, match="from the features"):
+        expected = fitted(data)
+    monkeypatch.undo()
+    failing_at(monkeypatch, {3})
+    failing_at(monkeypatch, {4}, "klot_from_features", KeyboardInterrupt)
+    kept = {"checkpoint_dir": tmp_path, "checkpoint_interval": 1}
+    with pytest.warns(ConvergenceWarning, match="after 5 of 10 steps"), pytest.warns(UserWarning, match="the features"):
+        fitted(data, **kept)
+    monkeypatch.undo()
+    monkeypatch.setattr(divergences, "klot", None)
+    with pytest.warns(UserWarning, match="from the features"):
+        resumed = fitted(data, **kept)
+    assert resumed.loss_curve_ == expected.loss_curve_
+    assert_array_equal(resumed.transform(data.X_test), expected.transform(data.X_test))
 
 
 def test_where_not_one_step_fits_the_estimator_stays_as_it_was(data, monkeypatch):

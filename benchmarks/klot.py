@@ -129,7 +129,7 @@ def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
 
 
-def problem(kind, n, data):
+def problem(kind, n, data, d=D):
     """Student's and teacher's features F, G, F_teacher, G_teacher."""
     import torch
 
@@ -138,7 +138,7 @@ def problem(kind, n, data):
     generator = torch.Generator().manual_seed(0)
 
     def unit_normal(rows):
-        return torch.nn.functional.normalize(torch.randn(rows, D, generator=generator), dim=1)
+        return torch.nn.functional.normalize(torch.randn(rows, d, generator=generator), dim=1)
 
     views = []
     for noise in (0.7, 0.7, 0.6, 0.6):

@@ -42,16 +42,27 @@ plt.show()
 # pairs, is the rival in figure 4 of the SOTAlign paper, which draws R@1 on COCO against 100 to 100,000 pairs.
 
 numbers = (20, 40, 75, 150, 300)
+n_draws = 3
+max_iter = 100
 test = {"X_test": data.X_test, "Y_test": data.Y_test, "test_idx": data.test_idx}
 ax = None
 for name, rival in {
     "CCA, CSLS": HubnessCorrection(CCATeacher(reg=0.03), random_state=0),
     "CCA": CCATeacher(reg=0.03),
     "Procrustes": ProcrustesTeacher(),
-    "SAIL": SAIL(random_state=0),
+    "SAIL": SAIL(max_iter=max_iter, random_state=0),
 }.items():
     display = PairsCurveDisplay.from_estimator(
-        rival, data.X, data.Y, data.paired_idx, **test, n_pairs=numbers, n_repeats=3, random_state=0, name=name, ax=ax
+        rival,
+        data.X,
+        data.Y,
+        data.paired_idx,
+        **test,
+        n_pairs=numbers,
+        n_repeats=n_draws,
+        random_state=0,
+        name=name,
+        ax=ax,
     )
     ax = display.ax_
 plt.show()

@@ -1,5 +1,6 @@
 """The one bridge between NumPy and torch, and the one judge of devices. Loads torch only for those who use it."""
 
+import os
 import sys
 
 import numpy as np
@@ -42,6 +43,16 @@ def to_tensor(array, device="cpu", dtype=None):
     return torch.as_tensor(array, device=device, dtype=dtype)
 
 
+def resolve_precision(precision, device):
+    """The torch dtype in which heads are trained: "auto" is bfloat16 where a GPU has it, else float32."""
+    import torch
+
+    if precision == "auto":
+        has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = "bfloat16" if has_bfloat16 else "float32"
+    return getattr(torch, precision)
+
+
 def resolve_device(device):
     """The torch device meant by "auto", a name such as "cpu", "cuda", "cuda:1", "mps", or a ``torch.device``.
 
@@ -53,6 +64,8 @@ def resolve_device(device):
     import torch
 
     if isinstance(device, str) and device == "auto":
+        if torch.cuda.is_available() and "LOCAL_RANK" in os.environ:  # one process a GPU, as torchrun starts them
+            return torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         resolved = torch.device(device)

@@ -1,7 +1,9 @@
 """What every aligner shares: checks, transform, transform_y, score, files, tags. Loads torch in `to_torch` only."""
 
+import contextlib
 import functools
 import warnings
+from dataclasses import replace
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
@@ -11,10 +13,10 @@ from sklearn.utils.validation import _get_feature_names, check_is_fitted, valida
 
 from ._arrays import FLOATS, floats_of, like_input, to_numpy
 from ._core.ranks import recalls
-from ._core.rows import normalize_rows
+from ._core.rows import distinct_rows, normalize_rows
 from ._files import save
 from ._folds import refuse_wrong_folds
-from ._pairs import check_pairs, judge_pairs, missing_rows
+from ._pairs import PairedViews, check_pairs, distinct_partners, judge_pairs, missing_rows, read_pairs, stack
 from ._sources import Rows, stored_rows
 
 
@@ -26,15 +28,22 @@ def all_or_nothing(fit):
 
     @functools.wraps(fit)
     def fit_or_restore(self, *args, **kwargs):
-        before = dict(vars(self))
-        try:
+        with restored_on_error(self):
             return fit(self, *args, **kwargs)
-        except BaseException:
-            vars(self).clear()
-            vars(self).update(before)
-            raise
 
     return fit_or_restore
+
+
+@contextlib.contextmanager
+def restored_on_error(estimator):
+    """An error inside leaves the attributes of an estimator as they were."""
+    before = dict(vars(estimator))
+    try:
+        yield
+    except BaseException:
+        vars(estimator).clear()
+        vars(estimator).update(before)
+        raise
 
 
 def fit_within(estimator, views, pairs, random_state):
@@ -173,7 +182,8 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     def score(self, X, Y=None, sample_weight=None, paired_idx=None, *, y=None):
         """MeanR@1 on the pairs present: how often the nearest row of the other view is a true match.
 
-        Queries and gallery are the paired rows only; R@1 falls as the gallery grows, so compare equal galleries.
+        Queries and gallery are the paired rows only, each once, and equal rows are one; the functions of
+        :mod:`skalign.metrics` have every row in the gallery. R@1 falls as the gallery grows, so compare equal galleries.
 
         Parameters
         ----------
@@ -182,7 +192,8 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         Y : array-like of shape (n_y, d_y)
             Second view.
         sample_weight : array-like of shape (n_x,), default=None
-            Weights of the rows of X as queries; a query from Y has the weight of its first partner.
+            Weights of the rows of X as queries; a query from Y has the weight of its first partner, and what is one by being
+            equal the sum of its weights.
         paired_idx : None, bool (n,), int (p,) or int (p, 2), default=None
             As in `fit`. Without it, rows that are NaN throughout in X or in Y are left out; unpaired rows that are
             present in both views would be scored as pairs.
@@ -217,12 +228,14 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         """
         check_is_fitted(self)
         Y = self._required(y if Y is None else Y)
-        if sample_weight is not None and np.asarray(to_numpy(sample_weight)).dtype == bool:
+        weights = None if sample_weight is None else np.asarray(to_numpy(sample_weight))
+        if weights is not None and (weights.dtype == bool or weights.shape[1:] == (2,)):
             raise ValueError(
-                "`sample_weight`, the third argument of `score`, must hold weights, but it is boolean. If it is the mask of "
-                "the pairs, write score(X, Y, paired_idx=mask)."
+                f"`sample_weight`, the third argument of `score`, must hold a weight a row of X, but it holds {weights.dtype} "
+                f"of shape {weights.shape}. If these are the pairs, write score(X, Y, paired_idx=...)."
             )
-        views = judge_pairs(self._check_x(X, allow_nan=True), self._check_y(Y, allow_nan=True), to_numpy(paired_idx))
+        X, Y, pairs, *_ = read_pairs(X, Y, to_numpy(paired_idx), whole=sample_weight is not None)
+        views = judge_pairs(self._check_x(X, allow_nan=True), self._check_y(Y, allow_nan=True), pairs)
         if paired_idx is None and len(views.pairs) == self._table_size_:
             warnings.warn(
                 f"`score` takes all {self._table_size_} rows for pairs, but of a table with as many rows only {self.n_pairs_} "
@@ -231,12 +244,13 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
                 UserWarning,
                 stacklevel=2,
             )
-        x_rows, x_of = np.unique(views.pairs[:, 0], return_inverse=True)
-        y_rows, y_of = np.unique(views.pairs[:, 1], return_inverse=True)
+        x_rows, x_of = distinct_partners(views.X, views.pairs[:, 0])
+        y_rows, y_of = distinct_partners(views.Y, views.pairs[:, 1])
         F = self._compared(self._embed_x(views.X[x_rows]))
         G = self._compared(self._embed_y(views.Y[y_rows]))
-        weights = _query_weights(sample_weight, views)
-        return float(recalls(F, G, np.column_stack([x_of, y_of]), ks=(1,), weights=weights).mean())
+        matches = np.column_stack([x_of, y_of])
+        weights = _query_weights(sample_weight, views, matches)
+        return float(recalls(F, G, matches, ks=(1,), weights=weights).mean())
 
     def save(self, path):
         """Write the fitted aligner into one file, which :func:`skalign.load` reads: arrays as safetensors, the rest as JSON.
@@ -378,28 +392,66 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
 
         return [*([UnitRows()] if self.normalize else []), Standardize(getattr(self, f"{view}_mean_"))]
 
-    def _judge(self, X, Y, paired_idx, X_unpaired, Y_unpaired, *, required=True, check_pools=True):
+    def _judge(self, X, Y, paired_idx, X_unpaired, Y_unpaired, *, required=True, whole=False, check_pools=True):
         """Check everything `fit` was given; returns `PairedViews` in float32 or float64, with a pair if `required`.
 
-        Pools that are out of core are read for it once, unless ``check_pools=False``, if somebody else will read them.
+        Of views out of core with pairs by number the unpaired rows become a pool, unless X and Y are wanted `whole`. Pools
+        that are out of core are read for it once, unless ``check_pools=False``, if somebody else will read them.
         """
-        Y = self._required(Y)
         refuse_wrong_folds()
-        X = validate_data(self, to_numpy(X), dtype=floats_of(X), order="C", ensure_all_finite="allow-nan")
+        paired_idx = to_numpy(paired_idx)
+        X, Y, paired_idx, X_rest, Y_rest = read_pairs(X, self._required(Y), paired_idx, whole=whole)
+        with _telling_of_text("X"):
+            X = validate_data(self, to_numpy(X), dtype=floats_of(X), order="C", ensure_all_finite=False)
         Y = self._check_y(Y, allow_nan=True, reset=True)
-        X_pool = check_pool(X_unpaired, "X", X.shape[1], getattr(self, "feature_names_in_", None))
-        Y_pool = check_pool(Y_unpaired, "Y", Y.shape[1], getattr(self, "feature_names_in_y_", None))
-        for pool in (X_pool, Y_pool):
-            if isinstance(pool, Rows) and check_pools:
-                pool.check()
-        if self._reads_pools:
-            X_pool, Y_pool = (np.asarray(pool) if isinstance(pool, Rows) else pool for pool in (X_pool, Y_pool))
-        views = judge_pairs(X, Y, to_numpy(paired_idx), X_pool, Y_pool, required=required)
+        X_pool, Y_pool = self._check_pools(X_unpaired, Y_unpaired, check_pools, X_rest, Y_rest)
+        views = judge_pairs(X, Y, paired_idx, X_pool, Y_pool, required=required)
         self.n_pairs_ = len(views.pairs)
         self._table_size_ = 0  # rows of a table that holds more than pairs
         if len(X) == len(Y) and len(views.x_free) and len(views.y_free):
             self._table_size_ = np.count_nonzero(~(missing_rows(X) | missing_rows(Y)))
         return views
+
+    def _judge_further(self, X, Y, paired_idx, X_unpaired, Y_unpaired, *, check_pools=True):
+        """`_judge` for a call of `partial_fit`; once fitted, views must be as in the first call, and may be left out."""
+        n_views = sum(view is not None for view in (X, Y))
+        if not hasattr(self, "n_components_"):
+            if n_views < 2:
+                raise ValueError(
+                    "The first call of `partial_fit` must bring pairs, for the teacher learns from them, but X or Y is None. "
+                    "Pass partial_fit(X, Y, paired_idx); later calls may bring unpaired rows alone."
+                )
+            return self._judge(X, Y, paired_idx, X_unpaired, Y_unpaired, check_pools=check_pools)
+        if n_views == 1 or (n_views == 0 and paired_idx is not None):
+            raise ValueError(
+                "X and Y come together, with the pairs between them, but one is None. Pass rows that have no partner as "
+                "`X_unpaired` or `Y_unpaired`."
+            )
+        rests = ()
+        if n_views == 0:
+            if X_unpaired is None and Y_unpaired is None:
+                raise ValueError("`partial_fit` needs rows, but got none. Pass X and Y, `X_unpaired` or `Y_unpaired`.")
+            no_rows = (np.empty((0, width), dtype=np.float32) for width in (self.n_features_in_, self.n_features_in_y_))
+            views = PairedViews(*no_rows, pairs=np.empty((0, 2), dtype=np.int64))
+        else:
+            X, Y, paired_idx, *rests = read_pairs(X, Y, to_numpy(paired_idx))
+            X, Y = self._check_x(X, allow_nan=True), self._check_y(Y, allow_nan=True)
+            views = judge_pairs(X, Y, paired_idx, required=False)
+        X_pool, Y_pool = self._check_pools(X_unpaired, Y_unpaired, check_pools, *rests)
+        return replace(views, X_pool=X_pool, Y_pool=Y_pool)
+
+    def _check_pools(self, X_unpaired, Y_unpaired, check_pools, X_rest=None, Y_rest=None):
+        """The pools after the `Rows` that a view on disk leaves, if there are any of either."""
+        X_pool = check_pool(X_unpaired, "X", self.n_features_in_, getattr(self, "feature_names_in_", None))
+        Y_pool = check_pool(Y_unpaired, "Y", self.n_features_in_y_, getattr(self, "feature_names_in_y_", None))
+        X_pool = X_pool if X_rest is None else stack(X_rest, X_pool)
+        Y_pool = Y_pool if Y_rest is None else stack(Y_rest, Y_pool)
+        for pool in (X_pool, Y_pool):
+            if isinstance(pool, Rows) and check_pools:
+                pool.check()
+        if self._reads_pools:
+            X_pool, Y_pool = (np.asarray(pool) if isinstance(pool, Rows) else pool for pool in (X_pool, Y_pool))
+        return X_pool, Y_pool
 
     def _mapped(self, given, name, out):
         """Embedded rows of X or Y, in `out` if that is given; block by block if they are not in memory."""
@@ -411,6 +463,11 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         shape = (len(embedded if rows is None else rows), embedded.shape[1])
         if out is None:
             out = np.empty(shape, dtype=embedded.dtype)
+        elif not hasattr(out, "shape"):
+            raise ValueError(
+                f"`out` must be an array to write into, but it is a {type(out).__name__}. For a file pass "
+                f"np.lib.format.open_memmap(path, 'w+', shape={shape})."
+            )
         elif tuple(out.shape) != shape:
             raise ValueError(
                 f"`out` must have a row for each row of {name} and `n_components_` columns, {shape}, but its shape is "
@@ -457,13 +514,21 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         return self._scaled(Y) - self.y_mean_.astype(Y.dtype)
 
     def _check_x(self, X, allow_nan=False):
-        X = validate_data(self, to_numpy(X), reset=False, dtype=floats_of(X), order="C", ensure_all_finite="allow-nan")
-        return X if allow_nan else _refuse_nan(X, "X")
+        width = getattr(X, "shape", (0, 0))[1:]
+        if width == (self.n_features_in_y_,) != (self.n_features_in_,):
+            raise ValueError(
+                f"X has {width[0]} features, but {type(self).__name__} is expecting {self.n_features_in_} features as input. "
+                "The second view has as many: its rows go through `transform_y`."
+            )
+        with _telling_of_text("X"):
+            X = validate_data(self, to_numpy(X), reset=False, dtype=floats_of(X), order="C", ensure_all_finite=False)
+        return X if allow_nan else _refuse_nonfinite(X, "X")
 
     def _check_y(self, Y, allow_nan=False, reset=False):
         names = _get_feature_names(Y)
-        checks = {"ensure_2d": False, "ensure_all_finite": "allow-nan", "input_name": "Y", "estimator": self}
-        Y = check_array(to_numpy(Y), dtype=floats_of(Y), order="C", **checks)
+        checks = {"ensure_2d": False, "ensure_all_finite": False, "input_name": "Y", "estimator": self}
+        with _telling_of_text("Y"):
+            Y = check_array(to_numpy(Y), dtype=floats_of(Y), order="C", **checks)
         if Y.ndim == 1 and not reset and self.n_features_in_y_ > 1:
             raise ValueError(
                 f"Expected 2D array for Y, got 1D array of {len(Y)} numbers instead. Pass a single row as Y.reshape(1, -1)."
@@ -486,7 +551,7 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
                 f"The columns of Y must be those of `fit` in their order, {list(fitted)[:5]} ..., but they are "
                 f"{list(names)[:5]} .... Reorder them: Y[aligner.feature_names_in_y_]."
             )
-        return Y if allow_nan else _refuse_nan(Y, "Y")
+        return Y if allow_nan else _refuse_nonfinite(Y, "Y")
 
     @property
     def _n_features_out(self):
@@ -500,13 +565,31 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         return tags
 
 
-def _refuse_nan(view, name):
-    """Rows that are to be embedded must be there; `fit` and `score` alone know what a missing row means."""
-    missing = np.isnan(view).any(axis=1)
-    if missing.any():
+@contextlib.contextmanager
+def _telling_of_text(name):
+    """Say of text more than that it is no number."""
+    try:
+        yield
+    except ValueError as error:
+        if "could not convert string" not in str(error):
+            raise
         raise ValueError(
-            f"Input {name} contains NaN in {np.count_nonzero(missing)} of {len(view)} rows, the first being row "
-            f"{np.argmax(missing)}. A missing row cannot be embedded; pass the rows that are present."
+            f"{name} must hold numbers, one row of an embedding a sample, but it holds text ({error}). Embed it with an "
+            "encoder first; drop columns of names."
+        ) from error
+
+
+def _refuse_nonfinite(view, name):
+    """Rows that are to be embedded must be there; `fit` and `score` alone know what a missing row means."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(view.sum(dtype=np.float64)):
+            return view
+    bad = ~np.isfinite(view).all(axis=1)
+    if bad.any():
+        kind = "NaN" if np.isnan(view[np.argmax(bad)]).any() else "infinity"
+        raise ValueError(
+            f"Input {name} contains {kind} in {np.count_nonzero(bad)} of {len(view)} rows, the first being row "
+            f"{np.argmax(bad)}. A missing row cannot be embedded; pass the rows that are present, and finite."
         )
     return view
 
@@ -539,12 +622,28 @@ def check_pool(pool, name, n_features, feature_names):
 def check_embedded(F, G, paired_idx):
     """Both views as finite arrays in one space, and the pairs among their rows; for whatever is given embeddings."""
     F, G = _check_embedded_view(F, "F"), _check_embedded_view(G, "G")
+    if paired_idx is None and len(F) == len(G):
+        _warn_of_copies(F, G)
     if F.shape[1] != G.shape[1]:
         raise ValueError(
             f"F and G must live in one space, but F has {F.shape[1]} columns and G has {G.shape[1]}. "
             "Embed both views with a fitted aligner first: F, G = aligner.transform(X, Y)."
         )
     return F, G, check_pairs(to_numpy(paired_idx), len(F), len(G))
+
+
+def _warn_of_copies(F, G):
+    """Where row i is to find row i, copies of it are rivals."""
+    for rows, name in ((F, "F"), (G, "G")):
+        n_copies = len(rows) - len(distinct_rows(rows)[0])
+        if n_copies:
+            warnings.warn(
+                f"{n_copies} of the {len(rows)} rows of {name} are copies of others. With row i paired with row i they are "
+                "rivals of one another, and ties count against the model. List each row once, and let `paired_idx`, integers "
+                "(p, 2), name all its matches.",
+                UserWarning,
+                stacklevel=4,
+            )
 
 
 def _check_embedded_view(view, name):
@@ -558,18 +657,20 @@ def _check_embedded_view(view, name):
     return view
 
 
-def _query_weights(sample_weight, views):
-    """Weights of the distinct paired rows of X and of Y as queries, or None for both."""
-    if sample_weight is None:
-        return None, None
-    weight = check_array(to_numpy(sample_weight), ensure_2d=False, dtype=np.float64, input_name="sample_weight")
-    if weight.shape != (len(views.X),) or weight.min() < 0:
-        raise ValueError(
-            f"`sample_weight` must hold one weight >= 0 a row of X, shape ({len(views.X)},), but its shape is "
-            f"{weight.shape} and its smallest entry {weight.min():g}. Use 0 to leave a query out."
-        )
-    of_pair = weight[views.pairs[:, 0]]
-    weights = tuple(of_pair[np.unique(column, return_index=True)[1]] for column in views.pairs.T)
+def _query_weights(sample_weight, views, matches):
+    """Weights of the different paired rows of X and of Y as queries: of each the sum over the rows it stands for."""
+    weight = np.ones(len(views.X))
+    if sample_weight is not None:
+        weight = check_array(to_numpy(sample_weight), ensure_2d=False, dtype=np.float64, input_name="sample_weight")
+        if weight.shape != (len(views.X),) or weight.min() < 0:
+            raise ValueError(
+                f"`sample_weight` must hold one weight >= 0 a row of X, shape ({len(views.X)},), but its shape is "
+                f"{weight.shape} and its smallest entry {weight.min():g}. Use 0 to leave a query out."
+            )
+    weights = []
+    for rows, of in zip(views.pairs.T, matches.T, strict=True):
+        first = np.unique(rows, return_index=True)[1]  # a pair of each row
+        weights.append(np.bincount(of[first], weight[views.pairs[first, 0]]))
     if 0 in (weights[0].sum(), weights[1].sum()):
         raise ValueError(
             "`sample_weight` must leave a query in both directions, but every query of one view has weight zero. "

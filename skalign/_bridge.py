@@ -323,7 +323,7 @@ class BridgeFlow(BaseAligner):
         Parameters
         ----------
         X, Y : array-like of shape (n_x, d_x) and (n_y, d_y)
-            Views, as in :meth:`SOTAlignTransformer.fit`.
+            Views, as in :meth:`SOTAlignTransformer.fit`; with labels, those that are not in memory are read whole.
         paired_idx : None, bool (n,), int (p,) or int (p, 2), default=None
             Which rows belong together, likewise. With labels there need not be a pair: ``paired_idx=[]``.
         X_unpaired, Y_unpaired : array-like of shape (q_x, d_x) and (q_y, d_y), default=None
@@ -347,7 +347,7 @@ class BridgeFlow(BaseAligner):
             If `verbose` and tqdm is not installed.
         """
         labelled = labels_x is not None or labels_y is not None
-        views = self._judge(X, Y, paired_idx, X_unpaired, Y_unpaired, required=not labelled)
+        views = self._judge(X, Y, paired_idx, X_unpaired, Y_unpaired, required=not labelled, whole=labelled)
         device = resolve_device(self.device)
         labels = [None if given is None else to_numpy(given) for given in (labels_x, labels_y)]
         checkpoint = Checkpoint.of(self, views, device, labels)

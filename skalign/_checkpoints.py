@@ -19,6 +19,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval
 
 from . import __version__
+from ._core.distributed import ALONE
 from ._files import replacing
 from ._sources import Rows
 
@@ -30,7 +31,7 @@ _SAMPLE = 100_000, 10_000  # rows of an array, and of what lies on disk, that ar
 _OLD = 3600  # seconds after which nobody is still writing a file
 _SAME = 1e-3  # of cosines: what other numbers of threads or another machine may change by rounding
 _DIGEST = hashlib.sha256().digest_size  # bytes in front of what torch writes, which has no checksum that torch reads
-_IRRELEVANT = {"verbose", "device", "checkpoint_dir", "checkpoint_interval"}  # to what a fit ends with
+_IRRELEVANT = {"verbose", "device", "distributed", "checkpoint_dir", "checkpoint_interval"}  # to what a fit ends with
 
 
 class Checkpoint:
@@ -39,6 +40,8 @@ class Checkpoint:
     `random_state` is that of the estimator or, without one, a seed, the same for all runs that go on from one another.
     `others` are what else tells this training from others.
     """
+
+    writes = True  # whether it is this process that does
 
     def __init__(self, estimator, views, device, *others):
         folder = Path(estimator.checkpoint_dir)
@@ -54,9 +57,13 @@ class Checkpoint:
             self.random_state = self.seed = held.get("seed", drawn)
 
     @classmethod
-    def of(cls, estimator, *args):
-        """The checkpoint of an estimator's fit, or None if it is to have none."""
-        return None if estimator.checkpoint_dir is None else cls(estimator, *args)
+    def of(cls, estimator, *args, group=ALONE):
+        """The checkpoint of an estimator's fit, or None if it is to have none; of a group the first process has the file."""
+        if estimator.checkpoint_dir is None:
+            return None
+        checkpoint = group.first(cls(estimator, *args) if group.is_first else None)
+        checkpoint.writes = group.is_first
+        return checkpoint
 
     def restore(self, parts):
         """Give the parts of a training, by name, the state in the file; False if there is none."""
@@ -79,7 +86,7 @@ class Checkpoint:
 
         The first must succeed, for not much is lost yet; of later ones that fail a warning tells, and training goes on.
         """
-        if not (n_iter == 1 or is_last or n_iter % self.interval == 0):
+        if not self.writes or not (n_iter == 1 or is_last or n_iter % self.interval == 0):
             return
         try:
             state = _plain({name: _state(part) for name, part in parts.items()})
@@ -157,29 +164,36 @@ def _clear(temporary_files):
 
 def _fingerprint(estimator, views, device, others):
     """What tells a training from others: version, kind of device, parameters, pairs and rows, and what else there is."""
-    rows = [None if rows is None else _sample(rows) for rows in (views.X, views.Y, views.X_pool, views.Y_pool)]
+    arrays = views.X, views.Y, views.X_pool, views.Y_pool
+    rows = [None if rows is None else sample(rows) for rows in arrays]
+    return hashed([__version__, device.type, described(estimator), views.pairs, rows, others])
+
+
+def hashed(value):
+    """A hexadecimal digest of parameters or data."""
     try:
-        return joblib.hash([__version__, device.type, _described(estimator), views.pairs, rows, others])
+        return joblib.hash(value)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise ValueError(
-            f"A checkpoint is found again by the parameters, but one of them has no name that lasts ({error.args[0]}). Define "
-            "what you give (a head, an optimizer, a teacher) at the top level of a module, not in a function or as a lambda."
+            "A checkpoint is found again by the parameters, and ranks that train together compare theirs, but one of them has "
+            f"no name that lasts ({error.args[0]}). Define what you give (a head, an optimizer, a teacher) at the top level of "
+            "a module, not in a function or as a lambda."
         ) from error
 
 
-def _sample(rows):
+def sample(rows, n_read=None):
     """Shape, type and some rows of a view, evenly spaced; all if there are no more."""
-    n_read = _SAMPLE[isinstance(rows, Rows)]
+    n_read = n_read or _SAMPLE[isinstance(rows, Rows)]
     return rows.shape, str(rows.dtype), np.asarray(rows[:: -(-len(rows) // n_read) or 1])
 
 
-def _described(value):
+def described(value):
     """A parameter without what makes no difference; an estimator by its name and its parameters, unless it comes fitted."""
     if isinstance(value, type | FrozenEstimator) or not hasattr(value, "get_params"):
         return value
     parameters = value.get_params(deep=False).items()
     name = f"{type(value).__module__}.{type(value).__qualname__}"
-    return name, {name: _described(value) for name, value in parameters if name not in _IRRELEVANT}
+    return name, {name: described(value) for name, value in parameters if name not in _IRRELEVANT}
 
 
 def _state(part):

@@ -60,7 +60,12 @@ _FROM_SCIKIT_LEARN = {  # all their state is arrays, numbers and strings
     "sklearn.preprocessing.StandardScaler",
     "sklearn.random_projection.GaussianRandomProjection",
 }
-_PARTS = {"skalign._core.hubness.LocalScaling", "skalign.baselines._sue._SpectralEmbedding"}
+_PARTS = {
+    "skalign._core.hubness.LocalScaling",
+    "skalign._stream.Sample",
+    "skalign._stream.Stream",
+    "skalign.baselines._sue._SpectralEmbedding",
+}
 _FOLDERS = {"memory", "checkpoint_dir"}  # parameters that name one of this machine, which a fit would read and write
 # the only classes a file may name, by their last name
 _CLASSES = {name.rpartition(".")[2]: name for name in _ALIGNERS | _FROM_SCIKIT_LEARN | _PARTS}

@@ -7,13 +7,16 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from ._sources import JoinedRows, Rows
+from ._core.rows import distinct_rows
+from ._sources import JoinedRows, OtherRows, Rows, stored_rows
 
 _BLOCK = 8192  # rows taken at once where all are read
 _CV_HINT = (
     "Inside cross-validation (GridSearchCV, cross_val_score) integers cannot follow the folds; "
     "pass a boolean mask of length len(X), or NaN rows, instead."
 )
+
+_SWAPPED = "With its columns swapped it fits: pass paired_idx[:, ::-1], (row of X, row of Y). "
 
 
 @dataclass(frozen=True)
@@ -178,14 +181,58 @@ def check_pairs(paired_idx, n_x, n_y):
             f"`paired_idx` must be a boolean mask (n,), integers (p,) or integers (p, 2), but its shape is {idx.shape}. "
             "For pairs (i, j) stack them as np.column_stack([i, j])."
         )
+    is_swapped = idx.min() >= 0 and idx[:, 0].max() < n_y and idx[:, 1].max() < n_x
     for column, n_rows, name in ((0, n_x, "X"), (1, n_y, "Y")):
         bad = idx[(idx[:, column] < 0) | (idx[:, column] >= n_rows), column]
         if bad.size:
             raise ValueError(
                 f"`paired_idx` points to row {bad[0]} of {name}, but {name} has {n_rows} rows. Indices are zero-based "
-                f"and not negative; drop the pair or pass the full {name}. {_CV_HINT}"
+                f"and not negative; drop the pair or pass the full {name}. {_SWAPPED if is_swapped else ''}{_CV_HINT}"
             )
     return _drop_duplicates(idx.astype(np.int64, copy=False))
+
+
+def read_pairs(X, Y, paired_idx, *, whole=False):
+    """Bring into memory what must be there of views that are not: with pairs by number their paired rows, else the `whole`.
+
+    Arrays stay as they are, and so do memory maps that are wanted whole.
+
+    Returns
+    -------
+    X, Y : array-like
+        The views, or their paired rows, each once.
+    paired_idx : None, bool (n,), int (p,) or int (p, 2)
+        The pairs among these.
+    X_rest, Y_rest : Rows or None
+        The other rows of a view of which the paired ones were read, if there are any.
+    """
+    whole = whole or paired_idx is None or as_index_array(paired_idx).dtype == bool
+    views = [X, Y]
+    stored = [stored_rows(view, name, allow_missing=whole) for view, name in zip(views, "XY", strict=True)]
+    if whole:
+        for side, rows in enumerate(stored):
+            if rows is not None and not isinstance(views[side], np.ndarray):
+                views[side] = rows[:]
+    if whole or stored == [None, None]:
+        return *views, paired_idx, None, None
+    sizes = [len(view if rows is None else rows) for view, rows in zip(views, stored, strict=True)]
+    pairs, rests = check_pairs(paired_idx, *sizes).copy(), [None, None]
+    for side, rows in enumerate(stored):
+        if rows is not None:
+            numbers, pairs[:, side] = np.unique(pairs[:, side], return_inverse=True)
+            views[side] = rows[numbers]
+            rests[side] = OtherRows(rows, numbers) if len(numbers) < len(rows) else None
+    return *views, pairs, *rests
+
+
+def distinct_partners(view, rows):
+    """The different ones among the rows of a view that stand in pairs, by number, and which of them each is.
+
+    Equal rows, such as copies of an image in a table with a row for each of its captions, are one.
+    """
+    numbers, of = np.unique(rows, return_inverse=True)
+    first, same = distinct_rows(view[numbers])
+    return numbers[first], same[of]
 
 
 def group_pairs(pairs):
@@ -218,10 +265,13 @@ def as_index_array(paired_idx):
         kinds = {type(value) for value in idx.ravel()}
         if kinds <= {bool, np.bool_}:
             return idx.astype(bool)
+        if kinds <= {int}:
+            return idx.astype(np.int64)
     if idx.dtype != bool and not np.issubdtype(idx.dtype, np.integer):
         raise ValueError(
             f"`paired_idx` must hold booleans or integers, but it holds {idx.dtype}. "
-            "Convert a mask with .astype(bool), or row numbers with .astype(int)."
+            "Convert a mask with .astype(bool), row numbers with .astype(int), and names of rows with "
+            "pandas.Index(names).get_indexer(column)."
         )
     return idx
 
@@ -301,9 +351,10 @@ def _free_rows(view, paired_rows):
 
 def stack(rows, pool):
     """Rows, then those of a pool if there is one."""
-    if isinstance(pool, Rows):
-        return JoinedRows([rows, pool])
-    return rows if pool is None else np.concatenate([rows, pool])
+    if pool is None:
+        return rows
+    on_disk = isinstance(rows, Rows) or isinstance(pool, Rows)
+    return JoinedRows([rows, pool]) if on_disk else np.concatenate([rows, pool])
 
 
 def mean_and_scale(view, pool):

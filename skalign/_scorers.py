@@ -6,6 +6,7 @@ from sklearn.utils.metadata_routing import MetadataRequest
 from sklearn.utils.validation import _num_samples
 
 from ._arrays import to_numpy
+from ._core.rows import distinct_rows
 from ._embedding import embed_y
 from ._folds import missing_in_any
 from ._pairs import check_pairs
@@ -54,5 +55,5 @@ def _distinct(view, rows):
     values = np.asarray(to_numpy(view))
     if values.dtype == object:  # text or mixed columns, which have no order to find equals by
         return view, of
-    _, first, same = np.unique(values.reshape(len(values), -1), axis=0, return_index=True, return_inverse=True)
-    return _safe_indexing(view, first), same.ravel()[of]
+    first, same = distinct_rows(values)
+    return _safe_indexing(view, first), same[of]

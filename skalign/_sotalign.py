@@ -15,8 +15,9 @@ from sklearn.utils.validation import check_is_fitted
 
 from ._base import BaseAligner, all_or_nothing, fit_within
 from ._callbacks import CallbackSupportMixin, Steps, with_attributes
+from ._core.distributed import ALONE, alone, current
 from ._core.divergences import DIVERGENCES, Divergence
-from ._core.hubness import N_FURTHER
+from ._core.hubness import N_FURTHER, LocalScaling
 from ._core.layers import HubnessColumns
 from ._core.objectives import PairsAndTeacher
 from ._export import preprocessing_layers
@@ -24,6 +25,7 @@ from ._hubness import N_ANCHORS, N_NEIGHBORS, fit_local_scaling
 from ._pairs import missing_rows
 from ._sources import MappedRows, Rows
 from ._teachers import CCATeacher, ProcrustesTeacher
+from ._together import common_random_state, on_all_ranks, refuse_unlike
 from ._trained import ContrastiveTeacher, TrainedAligner, two
 
 _TEACHERS = {"cca": CCATeacher, "procrustes": ProcrustesTeacher, "contrastive": ContrastiveTeacher}
@@ -50,6 +52,8 @@ _SHARED = (  # settings that SOTAlign hands on to its second stage as they are
     "checkpoint_dir",
     "checkpoint_interval",
     "device",
+    "precision",
+    "distributed",
     "random_state",
     "verbose",
 )
@@ -132,7 +136,13 @@ class SOTAlignTransformer(TrainedAligner):
     checkpoint_interval : int, default=100
         Steps between two checkpoints; one comes after the first step and one after the last, too.
     device : str or torch.device, default="auto"
-        "auto" is CUDA if it is there, else the CPU. Fitted attributes are NumPy arrays wherever it ran.
+        "auto" is CUDA if it is there, else the CPU; under torchrun that of `LOCAL_RANK`. Fitted attributes are NumPy arrays
+        wherever it ran.
+    precision : {"auto", "float32", "bfloat16"}, default="auto"
+        Type in which the heads, and they alone, compute while they are trained; losses, affinities and plans are float32 at
+        least, and so is all that is stored. "auto" is "bfloat16" on CUDA devices that have it, else "float32".
+    distributed : bool, default=True
+        Train together with the other processes that torchrun started, see the notes. False trains for this process alone.
     random_state : int, RandomState instance or None, default=None
         Draws weights, batches and held-out pairs. The global random states of NumPy and torch are left alone.
     verbose : bool or int, default=0
@@ -167,10 +177,11 @@ class SOTAlignTransformer(TrainedAligner):
     Warns
     -----
     ConvergenceWarning
-        If plans missed their tolerance, a step made the weights infinite, or `fit` was interrupted by Ctrl-C. The
-        estimator is fitted all the same, with the best state so far.
+        If plans missed their tolerance, a step made the weights infinite or did not fit into memory, or `fit` was interrupted
+        by Ctrl-C. The estimator is fitted all the same, with the best state so far.
     UserWarning
-        If a checkpoint later than the first could not be written. Training goes on.
+        If a checkpoint later than the first could not be written. Training goes on. Or if memory did not suffice for a step
+        with the affinities of the unpaired batch formed: it is taken again, and training goes on, from the features.
 
     Notes
     -----
@@ -188,6 +199,14 @@ class SOTAlignTransformer(TrainedAligner):
     goes on from the last checkpoint; callbacks number the steps of a run from 0, and ``estimator.n_iter_`` those of the
     training. The teacher is fitted again, and keeps checkpoints if it has a `checkpoint_dir` of its own. A head or optimizer of
     your own must have a name that can be pickled, and keep its state in `state_dict`.
+
+    Where torchrun started several processes (ranks), or torch's default process group has several, the `fit` in their main
+    threads is one for all: every rank calls it with the same data and parameters, and ends with the same fitted estimator.
+    Steps and batches are those of one process. With ``divergence="klot"`` each rank prepares, holds and embeds its own share of
+    the unpaired rows, and the rows of the plans that belong to it; the rest, and other divergences, all compute alike. Rank 0
+    alone warns, shows progress, calls callbacks, and keeps checkpoints, from which any number of ranks goes on. When a rank
+    raises (Ctrl-C too) or dies, the others end with a `RuntimeError` within a minute. In threads and child processes, as of a
+    search with ``n_jobs=2``, a fit is of one process.
 
     References
     ----------
@@ -228,7 +247,10 @@ class SOTAlignTransformer(TrainedAligner):
         "sinkhorn_tol_teacher": [Interval(Real, 0, None, closed="neither")],
         "sinkhorn_max_iter": [Interval(Integral, 1, None, closed="left")],
         "batch_size_unpaired": [Interval(Integral, 1, None, closed="left"), "array-like"],
+        "distributed": ["boolean"],
     }
+
+    __metadata_request__partial_fit = {"paired_idx": True, "X_unpaired": True, "Y_unpaired": True}
 
     def __init__(
         self,
@@ -261,6 +283,8 @@ class SOTAlignTransformer(TrainedAligner):
         checkpoint_dir=None,
         checkpoint_interval=100,
         device="auto",
+        precision="auto",
+        distributed=True,
         random_state=None,
         verbose=0,
     ):
@@ -292,10 +316,12 @@ class SOTAlignTransformer(TrainedAligner):
         self.checkpoint_dir = checkpoint_dir
         self.checkpoint_interval = checkpoint_interval
         self.device = device
+        self.precision = precision
+        self.distributed = distributed
         self.random_state = random_state
         self.verbose = verbose
 
-    @all_or_nothing
+    @on_all_ranks
     @_fit_context(prefer_skip_nested_validation=False)  # what is nested comes from the user
     def fit(self, X, Y, paired_idx=None, *, X_unpaired=None, Y_unpaired=None):
         """Fit the teacher on the pairs, then train the heads on pairs and unpaired rows.
@@ -303,12 +329,14 @@ class SOTAlignTransformer(TrainedAligner):
         Parameters
         ----------
         X : array-like of shape (n_x, d_x)
-            First view. A row that is NaN throughout is a missing sample.
+            First view. A row that is NaN throughout is a missing sample. It need not be in memory, in the ways of
+            `X_unpaired`: with integers in `paired_idx` only its paired rows are read into it, and none may be missing then.
         Y : array-like of shape (n_y, d_y)
-            Second view.
+            Second view, likewise.
         paired_idx : None, bool (n,), int (p,) or int (p, 2), default=None
-            Which rows belong together. None: row i of X and row i of Y, except missing ones. A boolean mask is the
-            form that is safe inside cross-validation. The rows in no pair are unpaired.
+            Which rows belong together, by zero-based position; labels of a frame are not read. None: row i of X and row i of Y,
+            except missing ones. A boolean mask is the form that is safe inside cross-validation. The rows in no pair are
+            unpaired.
         X_unpaired, Y_unpaired : array-like of shape (q_x, d_x) and (q_y, d_y), default=None
             Further rows without a partner, of any number. They need not be in memory: the path of a ``.npy`` file, a memory
             map, an HDF5 dataset (h5py), a zarr array, whatever else has shape, dtype and slices, or a list or tuple of these,
@@ -324,41 +352,145 @@ class SOTAlignTransformer(TrainedAligner):
         ------
         ValueError
             If a view is not finite, the pairs are not legal, the device is not there, the fitted heads of a `warm_start` are
-            of other sizes, a checkpoint is damaged, or what is to be trained cannot be kept in one.
+            of other sizes, a checkpoint is damaged, what is to be trained cannot be kept in one, or ranks were given different
+            things.
+        RuntimeError
+            If another of the ranks that train together failed or was lost.
         OSError
             If rows that are not in memory cannot be read, or `checkpoint_dir` cannot be written to.
         ImportError
             If `verbose` and tqdm is not installed.
         """
+        group = current()
         views = self._judge(X, Y, paired_idx, X_unpaired, Y_unpaired)
         self.teacher_ = None
+        divergence = self._divergence(group)
+        self.sinkhorn_error_ = divergence.worst_error  # grows in training
+        self._train(
+            views,
+            lambda data: PairsAndTeacher(self.alpha, divergence),
+            **self._with_teacher(),
+            in_shares=divergence.takes_shares,
+        )
+        self._warn_of_plans(divergence, self.n_iter_)
+        return self
 
-        def fit_teacher(pairs, random_state):
-            teacher = CCATeacher() if self.teacher is None else clone(self.teacher)
-            self.teacher_ = fit_within(teacher, views, pairs, random_state)
-            return self.teacher_
+    @all_or_nothing
+    @_fit_context(prefer_skip_nested_validation=False)
+    def partial_fit(self, X=None, Y=None, paired_idx=None, *, X_unpaired=None, Y_unpaired=None):
+        """Train further on the rows of a stream: once over those of this call, all of which may be forgotten then.
 
-        divergence = Divergence(
+        The first call brings pairs. From it come means and teacher, which stay, and the start of the heads. Each call takes as
+        many steps as its rows fill batches, at the rate `learning_rate` throughout, with all pairs so far; `max_iter` and
+        `warmup` are of `fit`. Few rows are filled up to a batch with rows of former calls.
+
+        Parameters
+        ----------
+        X, Y : array-like of shape (n_x, d_x) and (n_y, d_y), default=None
+            Both views as in `fit`, of the first call or for new pairs, which join those known; a pair given again, row by row
+            the same, changes nothing. None, both, in calls of unpaired rows alone.
+        paired_idx : None, bool (n,), int (p,) or int (p, 2), default=None
+            Which rows of X and Y belong together, as in `fit`.
+        X_unpaired, Y_unpaired : array-like of shape (q_x, d_x) and (q_y, d_y), default=None
+            Unpaired rows, of both views or of one, of any number, in memory or not, as in `fit`.
+
+        Returns
+        -------
+        self : object
+            The aligner, which can embed.
+
+        Raises
+        ------
+        ValueError
+            As in `fit`; if the first call, or the first after a `fit`, which keeps no rows, brings no pairs; with
+            `early_stopping`; or if a step makes the weights infinite. Whatever ends a call before its time, Ctrl-C too,
+            leaves the estimator as it was.
+        OSError
+            If rows that are not in memory cannot be read.
+
+        Notes
+        -----
+        After each call `transform` is that of the heads so far, drawn back by `teacher_weight` to where the first call has
+        started them; the next goes on from the heads before that. What it needs stays in the estimator, in pickles and files,
+        too, all of it NumPy: the pairs, up to 2,048 other rows of either view, drawn evenly from all that came by, both heads,
+        and the state of the optimizer. `loss_curve_` and `n_iter_` go on from call to call. A later `fit` starts anew, or with
+        `warm_start` from these heads. After a `fit`, the first call goes on from its heads, and `teacher_weight` does nothing.
+        Callbacks and `checkpoint_dir` are not looked at.
+
+        A stream differs from a `fit` on the same rows in its means and teacher if ``center="all"``, in the order the rows come
+        in, and in the number of steps: give rows again for more of them.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from skalign import SOTAlignTransformer
+        >>> from skalign.datasets import make_two_views
+        >>> data = make_two_views(100, 900, 900, random_state=0)
+        >>> aligner = SOTAlignTransformer(batch_size_unpaired=128, random_state=0)
+        >>> aligner = aligner.partial_fit(data.X[:100], data.Y[:100])
+        >>> for x_rows, y_rows in zip(np.split(data.X[100:], 3), np.split(data.Y[100:], 3)):
+        ...     aligner = aligner.partial_fit(X_unpaired=x_rows, Y_unpaired=y_rows)
+        >>> aligner.n_iter_  # a step for the pairs, three for each 300 rows
+        10
+        """
+        if self.early_stopping:
+            raise ValueError(
+                "`partial_fit` holds no pairs out, but early_stopping=True. Set it to False; the score on pairs of your own "
+                "tells when to stop."
+            )
+        given = self._judge_further(X, Y, paired_idx, X_unpaired, Y_unpaired)
+        if not hasattr(self, "_stream") and len(given.pairs) == 0:
+            raise ValueError(
+                "The first call of `partial_fit` must bring pairs, also after `fit`, which keeps no rows, but it brings none. "
+                "Pass X, Y and `paired_idx` again."
+            )
+        self.teacher_ = getattr(self, "teacher_", None)
+        divergence = self._divergence()
+        n_before = getattr(self, "n_iter_", 0)
+        self._train_further(given, lambda data: PairsAndTeacher(self.alpha, divergence), **self._with_teacher())
+        former = getattr(self, "sinkhorn_error_", divergence.worst_error)
+        self.sinkhorn_error_ = {who: max(error, former[who]) for who, error in divergence.worst_error.items()}
+        self._warn_of_plans(divergence, self.n_iter_ - n_before)
+        return self
+
+    def _divergence(self, group=ALONE):
+        return Divergence(
             self.divergence,
             self.epsilon,
             self.epsilon_teacher,
             tol=self.sinkhorn_tol,
             tol_teacher=self.sinkhorn_tol_teacher,
             max_iter=self.sinkhorn_max_iter,
+            group=group,
         )
-        self.sinkhorn_error_ = divergence.worst_error  # grows in training
-        self._train(
-            views,
-            lambda data: PairsAndTeacher(self.alpha, divergence),
-            teacher=fit_teacher if self.alpha > 0 else None,
-            teacher_weight=self.teacher_weight,
-            with_unpaired=self.alpha > 0,
-            batch_size_unpaired=two(self.batch_size_unpaired),
-        )
-        self._warn_of_plans(divergence)
-        return self
 
-    def _warn_of_plans(self, divergence):
+    def _with_teacher(self):
+        """What the training is told beside views and objective."""
+        return {
+            "teacher": self._fit_teacher if self.alpha > 0 else None,
+            "teacher_weight": self.teacher_weight,
+            "with_unpaired": self.alpha > 0,
+            "batch_size_unpaired": two(self.batch_size_unpaired),
+        }
+
+    def _fit_teacher(self, views, pairs, random_state):
+        """The teacher, fitted unless it is already."""
+        if self.teacher_ is None:
+            teacher = CCATeacher() if self.teacher is None else clone(self.teacher)
+            with alone():
+                teacher = fit_within(teacher, views, pairs, random_state)
+            self.teacher_ = current().first(teacher)  # lest rounding makes different ones
+        return self.teacher_
+
+    def _warn_of_plans(self, divergence, n_plans):
+        if divergence.streams:
+            warnings.warn(
+                "Memory did not suffice for a step with the affinities of the unpaired batch formed. It was taken again, as "
+                "were the steps after it, from the features, which takes less memory and more time; nothing learned was "
+                f"lost. To avoid it lower `batch_size_unpaired`, now {self.batch_size_unpaired}.",
+                UserWarning,
+                stacklevel=5,
+            )
         for who, epsilon, knob in (
             ("student", f"epsilon={self.epsilon}", "sinkhorn_tol"),
             ("teacher", f"epsilon_teacher={self.epsilon_teacher}", "sinkhorn_tol_teacher"),
@@ -366,7 +498,7 @@ class SOTAlignTransformer(TrainedAligner):
             missed = divergence.n_unconverged[who]
             if missed:
                 warnings.warn(
-                    f"{missed} of {self.n_iter_} plans of the {who} ({epsilon}) missed their tolerance; the worst L1 "
+                    f"{missed} of {n_plans} plans of the {who} ({epsilon}) missed their tolerance; the worst L1 "
                     f"marginal error is {divergence.worst_error[who]:.1e}. Raise `sinkhorn_max_iter`, `{knob}` or the "
                     "epsilon.",
                     ConvergenceWarning,
@@ -437,6 +569,10 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
         Steps between two checkpoints.
     device : str or torch.device, default="auto"
         "auto" is CUDA if it is there, else the CPU.
+    precision : {"auto", "float32", "bfloat16"}, default="auto"
+        Type in which the heads compute while they are trained; see :class:`SOTAlignTransformer`.
+    distributed : bool, default=True
+        Train together with the other processes that torchrun started, see :class:`SOTAlignTransformer`.
     random_state : int, RandomState instance or None, default=None
         Draws weights, batches, held-out pairs and the anchors of the hubness correction.
     verbose : bool or int, default=0
@@ -468,8 +604,8 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
     Warns
     -----
     ConvergenceWarning
-        If plans missed their tolerance, a step made the weights infinite, or `fit` was interrupted by Ctrl-C. The
-        estimator is fitted all the same, with the best state so far.
+        If plans missed their tolerance, a step made the weights infinite or did not fit into memory, or `fit` was interrupted
+        by Ctrl-C. The estimator is fitted all the same, with the best state so far.
 
     Notes
     -----
@@ -498,6 +634,8 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
         "hubness_correction": ["boolean"],
     }
 
+    __metadata_request__partial_fit = {"paired_idx": True, "X_unpaired": True, "Y_unpaired": True}
+
     def __init__(
         self,
         teacher="auto",
@@ -524,6 +662,8 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
         checkpoint_dir=None,
         checkpoint_interval=100,
         device="auto",
+        precision="auto",
+        distributed=True,
         random_state=None,
         verbose=0,
     ):
@@ -550,10 +690,12 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
         self.checkpoint_dir = checkpoint_dir
         self.checkpoint_interval = checkpoint_interval
         self.device = device
+        self.precision = precision
+        self.distributed = distributed
         self.random_state = random_state
         self.verbose = verbose
 
-    @all_or_nothing
+    @on_all_ranks
     @_fit_context(prefer_skip_nested_validation=False)  # what is nested comes from the user
     def fit(self, X, Y, paired_idx=None, *, X_unpaired=None, Y_unpaired=None):
         """Preprocess both views, fit the teacher on the pairs, train the heads on pairs and unpaired rows.
@@ -563,8 +705,9 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
         X, Y : array-like of shape (n_x, d_x) and (n_y, d_y)
             Views. A row that is NaN throughout is a missing sample.
         paired_idx : None, bool (n,), int (p,) or int (p, 2), default=None
-            Which rows belong together. None: row i of X and row i of Y, except missing ones. A boolean mask is the
-            form that is safe inside cross-validation. The rows in no pair are unpaired.
+            Which rows belong together, by zero-based position; labels of a frame are not read. None: row i of X and row i of Y,
+            except missing ones. A boolean mask is the form that is safe inside cross-validation. The rows in no pair are
+            unpaired.
         X_unpaired, Y_unpaired : array-like of shape (q_x, d_x) and (q_y, d_y), default=None
             Further rows without a partner, of any number, in memory or not, see :meth:`SOTAlignTransformer.fit`.
 
@@ -577,24 +720,27 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
         ------
         ValueError
             If a view is not finite, the pairs are not legal, or the device is not there.
+        RuntimeError
+            If another of the ranks that train together failed or was lost.
         OSError
             If rows that are not in memory cannot be read, or `checkpoint_dir` cannot be written to.
         ImportError
             If `verbose` and tqdm is not installed.
         """
         # pools are read for the preprocessing, and the second stage checks what was not
+        group = current()
         views = self._judge(X, Y, paired_idx, X_unpaired, Y_unpaired, check_pools=False)
+        refuse_unlike(group, self, views)
+        random_state = common_random_state(group, self.random_state)
 
         def attributes_of(attributes):
-            return self._around(with_attributes(aligner, attributes), views, copy.deepcopy(self.random_state))
+            return self._around(with_attributes(aligner, attributes), views, copy.deepcopy(random_state))
 
-        steps = Steps.of(self, views, self.max_iter, attributes_of)
-        self.x_transformer_ = _fit_transformer(self.x_transformer, views.X_all)
-        self.y_transformer_ = _fit_transformer(self.y_transformer, views.Y_all)
-        settings = {name: getattr(self, name) for name in _SHARED}
-        if self.teacher_weight == "auto":
-            settings["teacher_weight"] = _TEACHER_WEIGHT if len(views.X_unpaired) + len(views.Y_unpaired) else 1.0
-        aligner = SOTAlignTransformer(teacher=self._teacher(), **settings)
+        steps = Steps.of(self, views, self.max_iter, attributes_of) if group.is_first else None
+        self._fit_transformers(views)
+        self.x_transformer_, self.y_transformer_ = group.first((self.x_transformer_, self.y_transformer_))
+        n_unpaired = len(views.X_unpaired) + len(views.Y_unpaired)
+        aligner = SOTAlignTransformer(teacher=self._teacher(), **self._settings(n_unpaired))
         aligner._steps = steps
         if self.warm_start and hasattr(self, "aligner_"):
             vars(aligner).update(
@@ -603,28 +749,109 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
                     for name in ("x_head_", "y_head_", "x_mean_", "y_mean_", "n_components_")
                 }
             )
-        aligner.fit(
-            _apply(self.x_transformer_, views.X),
-            _apply(self.y_transformer_, views.Y),
-            views.pairs,
-            X_unpaired=None if views.X_pool is None else _apply(self.x_transformer_, views.X_pool),
-            Y_unpaired=None if views.Y_pool is None else _apply(self.y_transformer_, views.Y_pool),
-        )
-        vars(self).update(self._around(aligner, views, self.random_state))
+        aligner.fit(*self._preprocessed(views.X, views.Y), views.pairs, **self._preprocessed_pools(views))
+        vars(self).update(self._around(aligner, views, random_state))
+        self.local_scaling_ = group.first(self.local_scaling_)
         if steps:
             steps.close()
         return self
+
+    @all_or_nothing
+    @_fit_context(prefer_skip_nested_validation=False)
+    def partial_fit(self, X=None, Y=None, paired_idx=None, *, X_unpaired=None, Y_unpaired=None):
+        """Train further on the rows of a stream: once over those of this call, all of which may be forgotten then.
+
+        See :meth:`SOTAlignTransformer.partial_fit`, of which this is the form for raw embeddings. Preprocessing is that of the
+        first call; give it rows enough to tell. The anchors of the hubness correction are rows drawn evenly from all calls.
+
+        Parameters
+        ----------
+        X, Y : array-like of shape (n_x, d_x) and (n_y, d_y), default=None
+            Both views as in `fit`, of the first call or for new pairs, or None, both, in calls of unpaired rows alone.
+        paired_idx : None, bool (n,), int (p,) or int (p, 2), default=None
+            Which rows of X and Y belong together, as in `fit`.
+        X_unpaired, Y_unpaired : array-like of shape (q_x, d_x) and (q_y, d_y), default=None
+            Unpaired rows, of both views or of one, of any number, in memory or not, as in `fit`.
+
+        Returns
+        -------
+        self : object
+            The aligner, which can embed.
+
+        Raises
+        ------
+        ValueError
+            As by :meth:`SOTAlignTransformer.partial_fit`. The estimator is as it was then.
+        OSError
+            If rows that are not in memory cannot be read.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from skalign import SOTAlign
+        >>> from skalign.datasets import make_two_views
+        >>> data = make_two_views(100, 900, 900, random_state=0)
+        >>> aligner = SOTAlign(batch_size_unpaired=128, random_state=0).partial_fit(data.X[:100], data.Y[:100])
+        >>> for x_rows, y_rows in zip(np.split(data.X[100:], 3), np.split(data.Y[100:], 3)):
+        ...     aligner = aligner.partial_fit(X_unpaired=x_rows, Y_unpaired=y_rows)
+        >>> aligner.score(data.X_test, data.Y_test, paired_idx=data.test_idx) > 0.5
+        True
+        """
+        given = self._judge_further(X, Y, paired_idx, X_unpaired, Y_unpaired, check_pools=False)
+        if hasattr(self, "aligner_"):
+            aligner = copy.copy(self.aligner_)
+        else:
+            self._fit_transformers(given)
+            aligner = SOTAlignTransformer(teacher=self._teacher())
+        stream = getattr(aligner, "_stream", None)
+        n_unpaired = len(given.X_unpaired) + len(given.Y_unpaired) + (stream.n_unpaired if stream else 0)
+        aligner.set_params(**self._settings(n_unpaired))
+        views = self._preprocessed(given.X, given.Y) if len(given.X) else (None, None)
+        aligner.partial_fit(*views, given.pairs if len(given.X) else None, **self._preprocessed_pools(given))
+        self.n_pairs_ = aligner.n_pairs_
+        vars(self).update(self._around(aligner, given, self.random_state))
+        return self
+
+    def _fit_transformers(self, views):
+        self.x_transformer_ = _fit_transformer(self.x_transformer, views.X_all)
+        self.y_transformer_ = _fit_transformer(self.y_transformer, views.Y_all)
+
+    def _settings(self, n_unpaired):
+        """Settings of the second stage, where so many rows are unpaired."""
+        settings = {name: getattr(self, name) for name in _SHARED}
+        if self.teacher_weight == "auto":
+            settings["teacher_weight"] = _TEACHER_WEIGHT if n_unpaired else 1.0
+        return settings
+
+    def _preprocessed(self, X, Y):
+        return _apply(self.x_transformer_, X), _apply(self.y_transformer_, Y)
+
+    def _preprocessed_pools(self, views):
+        pools = {"X_unpaired": (self.x_transformer_, views.X_pool), "Y_unpaired": (self.y_transformer_, views.Y_pool)}
+        return {name: _apply(step, pool) for name, (step, pool) in pools.items() if pool is not None}
 
     def _around(self, aligner, views, random_state):
         """Fitted attributes that follow from the fitted second stage."""
         names = ("teacher_", "loss_curve_", "n_iter_", "best_iter_", "sinkhorn_error_", "n_components_")
         attributes = {"aligner_": aligner, "local_scaling_": None} | {name: getattr(aligner, name) for name in names}
         if self.hubness_correction:
-            whole = with_attributes(self, attributes)  # whose embeddings are those of the heads as yet
-            embeddings = whole._embed_x, whole._embed_y
-            scaling = fit_local_scaling(*embeddings, views, N_NEIGHBORS, N_ANCHORS, random_state)
+            scaling = self._local_scaling(aligner, views, random_state)
             attributes |= {"local_scaling_": scaling, "n_components_": aligner.n_components_ + N_FURTHER}
         return attributes
+
+    def _local_scaling(self, aligner, views, random_state):
+        stream = getattr(aligner, "_stream", None)
+        if stream is not None:  # whose rows are those of all calls
+            anchors = aligner._embed_x(stream.x_sample.rows), aligner._embed_y(stream.y_sample.rows)
+            return LocalScaling.fit(*anchors, N_NEIGHBORS)
+
+        def embed_x(X):
+            return aligner._embed_x(_apply(self.x_transformer_, X))
+
+        def embed_y(Y):
+            return aligner._embed_y(_apply(self.y_transformer_, Y))
+
+        return fit_local_scaling(embed_x, embed_y, views, N_NEIGHBORS, N_ANCHORS, random_state)
 
     def set_params(self, **params):
         """Set parameters; those of the teacher, as ``teacher__reg``, if it is an estimator.
@@ -663,7 +890,7 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
         if not isinstance(self.teacher, str):
             return self.teacher
         if self.teacher == "contrastive":
-            return ContrastiveTeacher(device=self.device, random_state=self.random_state)
+            return ContrastiveTeacher(device=self.device, precision=self.precision, random_state=self.random_state)
         return {"auto": CCATeacher, **_TEACHERS}[self.teacher]()
 
     def _embed_x(self, X):

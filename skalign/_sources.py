@@ -1,5 +1,6 @@
 """Rows that are not in memory: files, memory maps, HDF5, zarr, and shards of these. Knows NumPy and SciPy, reads by blocks."""
 
+import math
 import os
 from itertools import pairwise
 from numbers import Integral
@@ -14,8 +15,10 @@ _READ_TOGETHER = (256, 2048)  # neighbouring rows that training reads together: 
 _GAP = 16  # rows between two that are wanted are read along rather than left out, up to so many
 
 
-def stored_rows(given, name):
+def stored_rows(given, name, allow_missing=False):
     """What a user gave as `name`, as `Rows` if it is out of core; None if it is an array in memory.
+
+    Rows that are not finite are refused when they are read, unless they may be missing, which somebody else judges then.
 
     Out of core are a path of a ``.npy`` file, a memory map, whatever else has shape, dtype and slices but is no array (HDF5
     datasets, zarr arrays), and a list or tuple of such and of matrices in memory, which are shards.
@@ -30,8 +33,8 @@ def stored_rows(given, name):
     if isinstance(given, Rows):
         return given
     if isinstance(given, list | tuple) and len(given) and (_is_stored(given[0]) or _is_matrix_in_memory(given[0])):
-        return StoredRows(list(given), name)
-    return StoredRows([given], name) if _is_stored(given) else None
+        return StoredRows(list(given), name, allow_missing)
+    return StoredRows([given], name, allow_missing) if _is_stored(given) else None
 
 
 class Rows:
@@ -109,8 +112,8 @@ class JoinedRows(Rows):
 class StoredRows(JoinedRows):
     """Rows as a user gave them, in one or several shards; a row that is not finite is refused when it is first read."""
 
-    def __init__(self, shards, name):
-        self.name, self._n_checked = name, 0
+    def __init__(self, shards, name, allow_missing=False):
+        self.name, self._n_checked = name, math.inf if allow_missing else 0
         self._is_sharded = len(shards) > 1
         self.origins = [_origin(shard) for shard in shards]
         super().__init__([self._opened(k, shard) for k, shard in enumerate(shards)])
@@ -124,6 +127,10 @@ class StoredRows(JoinedRows):
         if isinstance(shard, str | os.PathLike):
             try:
                 shard = _NpyFile(shard)
+            except FileNotFoundError as error:
+                raise FileNotFoundError(
+                    f"`{self.name}`{self._of(k)} is the path of a .npy file, but there is none. Check the path."
+                ) from error
             except (ValueError, EOFError) as error:
                 raise ValueError(
                     f"`{self.name}`{self._of(k)} must be a whole .npy file of numbers, but reading it fails: {error} Write it "
@@ -186,6 +193,29 @@ class StoredRows(JoinedRows):
 
     def _of(self, k):
         return f" (shard {k}, {self.origins[k]})" if self._is_sharded else f" ({self.origins[k]})"
+
+
+class OtherRows(Rows):
+    """Rows without some of them, whose numbers are `left_out`, ascending."""
+
+    def __init__(self, rows, left_out):
+        self.rows, self.left_out = rows, left_out
+        self.shape = (len(rows) - len(left_out), rows.shape[1])
+        self.dtype, self.read_together = rows.dtype, rows.read_together
+
+    def check(self):
+        self.rows.check()
+
+    def _read(self, start, stop):
+        if start >= stop:
+            return self.rows[:0]
+        first, end = self._number(start), self._number(stop - 1) + 1
+        left_out = self.left_out[slice(*np.searchsorted(self.left_out, [first, end]))]
+        return np.delete(self.rows[first:end], left_out - first, axis=0)
+
+    def _number(self, k):
+        """Of the k-th row that is not left out."""
+        return k + int(np.searchsorted(self.left_out - np.arange(len(self.left_out)), k, side="right"))
 
 
 class MappedRows(Rows):

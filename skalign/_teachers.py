@@ -21,6 +21,7 @@ _RIDGES = 10.0 ** np.arange(-5, 1, 0.5)  # for rows of unit length; far above th
 
 _RANKINGS = 1000  # held-out pairs to rank at least: fewer pairs are dealt into folds more often, up to five times
 
+_ENOUGH = 2000  # held-out pairs ranked after which further folds tell no more
 _MANY = 1000  # pairs from which on the linear algebra of the cross-validation is worth more than one thread
 _ONE_BLAS_THREAD = Shared(lambda: threadpool_limits(1, user_api="blas"))
 
@@ -206,7 +207,7 @@ class CCATeacher(LinearTeacher):
         Rows whose mean is subtracted: the pairs (as the paper's authors do), or every row given to `fit`.
     cv : int, default=5
         Folds of ``reg="auto"``. Pairs that share a row stay in one fold; fewer than 500 pairs are dealt into folds
-        repeatedly, up to five times.
+        repeatedly, up to five times; of more than 2,000 only as many folds are looked at as have 2,000 held-out pairs.
     random_state : int, RandomState instance or None, default=0
         Draws the folds of ``reg="auto"``. The default makes `fit` repeatable.
 
@@ -286,6 +287,7 @@ class CCATeacher(LinearTeacher):
                 power=self.power,
                 n_folds=self.cv,
                 n_repeats=int(np.clip(_RANKINGS / n_pairs, 1, 5)),
+                n_enough=_ENOUGH,
                 rng=check_random_state(self.random_state),
             )
         self.cv_results_ = {"reg": regs, "mean_reciprocal_rank": scores}

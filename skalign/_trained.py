@@ -2,7 +2,9 @@
 
 import contextlib
 import copy
+import functools
 import warnings
+from dataclasses import replace
 from numbers import Integral, Real
 
 import numpy as np
@@ -12,18 +14,21 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from ._arrays import resolve_device, to_tensor
+from ._arrays import resolve_device, resolve_precision, to_tensor
 from ._base import BaseAligner, all_or_nothing, warn_zero_rows
 from ._callbacks import CallbackSupportMixin, Steps
 from ._checkpoints import CHECKPOINT_CONSTRAINTS, Checkpoint, SameTeacher
+from ._core.distributed import ALONE, alone, current
 from ._core.heads import HEADS, build_head, draw_back, n_weights, start_from
 from ._core.layers import UnitRows
 from ._core.objectives import PairsAndTeacher
 from ._core.reading import StreamedRows
 from ._core.rows import normalize_rows
-from ._core.training import OPTIMIZERS, TrainingViews, embed, train_heads, undisturbed
-from ._pairs import group_pairs
+from ._core.training import OPTIMIZERS, Share, TrainingViews, embed, train_heads, undisturbed
+from ._pairs import PairedViews, group_pairs
 from ._sources import JoinedRows, Rows
+from ._stream import Continued, Stream, even
+from ._together import common_random_state, refuse_unlike
 
 _MAX_DIMENSION = 1024  # of the shared space by default, as in the paper
 _FEW = 100  # pairs by which a teacher is known again
@@ -58,50 +63,184 @@ class TrainedAligner(CallbackSupportMixin, BaseAligner):
         "normalize": ["boolean"],
         "center": [StrOptions({"pairs", "all"})],
         "warm_start": ["boolean"],
+        "precision": [StrOptions({"auto", "float32", "bfloat16"})],
         **TRAINING_CONSTRAINTS,
         **CHECKPOINT_CONSTRAINTS,
     }
 
     def _train(
-        self, views, objective, *, teacher=None, teacher_weight=0.0, with_unpaired=False, batch_size_unpaired=(0, 0)
+        self,
+        views,
+        objective,
+        *,
+        teacher=None,
+        teacher_weight=0.0,
+        with_unpaired=False,
+        batch_size_unpaired=(0, 0),
+        in_shares=False,
     ):
         """Train both heads and store them as NumPy arrays.
 
-        ``objective(data)`` makes the objective for `TrainingViews`. ``teacher(pairs, random_state)`` fits the teacher, if
-        there is one, on the training pairs and returns it; heads that start there go back by `teacher_weight` of their way
-        in the end. The data hold the unpaired rows only `with_unpaired`. Callbacks see the steps, those of `_steps` if
-        somebody lent us some.
+        ``objective(data)`` makes the objective for `TrainingViews`. ``teacher(views, pairs, random_state)`` fits the teacher,
+        if there is one, on the training pairs and returns it; heads that start there go back by `teacher_weight` of their way
+        in the end. The data hold the unpaired rows only `with_unpaired`; if `in_shares`, each process of the group that trains
+        has some of them. Callbacks see the steps, those of `_steps` if somebody lent us some, in the first process.
         """
+        group = current()
         lent = vars(self).pop("_steps", None)
-        steps = lent or Steps.of(self, views, self.max_iter)
+        steps = lent or (Steps.of(self, views, self.max_iter) if group.is_first else None)
+        is_watched = group.first(steps is not None)
         device = resolve_device(self.device)
         names = "x_head_", "y_head_", "x_mean_", "y_mean_"
         former = [getattr(self, name) for name in names] if self.warm_start and hasattr(self, "x_head_") else None
-        checkpoint = Checkpoint.of(self, views, device, former)
-        random_state = self.random_state if checkpoint is None else checkpoint.random_state
+        refuse_unlike(group, self, views, device.type, former)
+        checkpoint = Checkpoint.of(self, views, device, former, group=group)
+        random_state = common_random_state(group, self.random_state if checkpoint is None else checkpoint.random_state)
         rng = check_random_state(random_state)
         pairs, held_out = hold_out(views.pairs, self.validation_fraction if self.early_stopping else None, rng)
-        seed_x, seed_y, seed_batches = rng.randint(2**31 - 1, size=3).tolist()
+        *seeds, seed_batches = rng.randint(2**31 - 1, size=3).tolist()
         if former is None:  # else the former heads go with the former means
             self._fit_means(views)
+            self.x_mean_, self.y_mean_ = group.first((self.x_mean_, self.y_mean_))
         self.head_ = self.head
         if teacher is None:
             warn_zero_rows(views, depth=1)
-        fitted = None if teacher is None else teacher(pairs, random_state)
-        at_teacher = former is None and fitted is not None and self._starts_from(fitted)
+        fitted = None if teacher is None else teacher(views, pairs, random_state)
+        heads, starts = self._first_heads(fitted, former, seeds)
+        holders = group if in_shares else ALONE
+        data = self._training_views(views, pairs, held_out, fitted, device, with_unpaired, batch_size_unpaired, holders)
+
+        def attributes(record):
+            x_head, y_head = _drawn_back(record.kept, starts, teacher_weight)
+            return {
+                "x_head_": to_arrays(x_head),
+                "y_head_": to_arrays(y_head),
+                "loss_curve_": copy.deepcopy(record.curves),
+                "n_iter_": record.n_iter,
+                "best_iter_": record.best_iter,
+            }
+
+        def announce():
+            if steps:
+                with alone():
+                    steps.begin()
+
+        def report(record):
+            show(record)
+            with alone():
+                is_enough = bool(steps and steps.end(record, lambda: attributes(record)))
+            return group.first(is_enough) if is_watched else is_enough
+
+        progress = progress_bar(self.verbose if group.is_first else 0, type(self).__name__, self.max_iter)
+        with progress as show, self._undisturbed(device, seed_batches) as parts:
+            if checkpoint is not None and fitted is not None:
+                few = pairs[:_FEW]
+                embeddings = fitted.transform(views.X[few[:, 0]]), fitted.transform_y(views.Y[few[:, 1]])
+                parts["teacher"] = SameTeacher(*embeddings)
+            record = train_heads(
+                *(head.to(device) for head in heads),
+                data,
+                objective(data),
+                **self._training_settings(),
+                batch_size_unpaired=batch_size_unpaired,
+                warmup=self.warmup,
+                max_iter=self.max_iter,
+                seed=seed_batches,
+                announce=announce,
+                report=report,
+                checkpoint=checkpoint,
+                parts=parts,
+                group=group,
+            )
+        vars(self).update(group.first(attributes(record)))
+        vars(self).pop("_stream", None)  # of calls of `partial_fit` before
+        if steps and not lent:
+            steps.close()
+        warn_of_ending(record, self.max_iter)
+
+    def _train_further(
+        self, given, objective, *, teacher=None, teacher_weight=0.0, with_unpaired=False, batch_size_unpaired=(0, 0)
+    ):
+        """Go once over what a call of `partial_fit` is given, from where the call before has left the heads.
+
+        The arguments are those of `_train`. What is fitted already stays, the means among it; `_stream` holds the rest.
+        """
+        device = resolve_device(self.device)
+        stream = getattr(self, "_stream", None) or Stream.begin(given, self.random_state)
+        rng = stream.rng()
+        *seeds, seed_batches = rng.integers(2**31 - 1, size=3).tolist()
+        X, Y = given.X_unpaired, given.Y_unpaired
+        stream = stream.with_pairs(given, rng)
+        views = PairedViews(stream.X, stream.Y, stream.pairs, X if len(X) else None, Y if len(Y) else None)
+        fitted = None if teacher is None else teacher(views, stream.pairs, self.random_state)
+        if not hasattr(self, "x_head_"):
+            if teacher is None:
+                warn_zero_rows(views, depth=1)
+            self._fit_means(views)
+            self.head_ = self.head
+            heads, starts = self._first_heads(fitted, None, seeds)
+            stream = stream._replace(starts=starts and [to_arrays(head.state_dict()) for head in starts])
+        else:
+            heads = self._heads(stream.heads or (self.x_head_, self.y_head_))
+            starts = stream.starts and self._heads(stream.starts)
+
+        n_steps, sizes = -(-len(given.pairs) // self.batch_size), batch_size_unpaired
+        if with_unpaired:
+            n_steps = max(n_steps, -(-len(X) // sizes[0]), -(-len(Y) // sizes[1]))
+            # what a call lacks of a batch is filled up: few rows alone tell nothing of the plan
+            X_pool, Y_pool = stream.x_sample.fill(X, sizes[0], rng), stream.y_sample.fill(Y, sizes[1], rng)
+            views = replace(views, X_pool=X_pool, Y_pool=Y_pool)
+            sizes = even(len(X_pool), sizes[0]), even(len(Y_pool), sizes[1])
+        data = self._training_views(views, stream.pairs, None, fitted, device, with_unpaired, sizes)
+        continued = Continued(stream)
+        with progress_bar(self.verbose, type(self).__name__, n_steps) as show, self._undisturbed(device, seed_batches):
+            record = train_heads(
+                *(head.to(device) for head in heads),
+                data,
+                objective(data),
+                **self._training_settings(),
+                batch_size_unpaired=sizes,
+                warmup=None,
+                max_iter=n_steps,
+                seed=seed_batches,
+                announce=lambda: None,
+                report=show,
+                checkpoint=continued,
+            )
+        refuse_ending(record)
+        self._stream = stream.with_unpaired(X, Y, rng)._replace(
+            heads=[to_arrays(state) for state in record.kept],
+            optimizer=continued.optimizer,
+            objective=continued.objective,
+        )
+        x_head, y_head = _drawn_back(record.kept, starts, teacher_weight)
+        self.x_head_, self.y_head_ = to_arrays(x_head), to_arrays(y_head)
+        curves = getattr(self, "loss_curve_", {})
+        self.loss_curve_ = {name: curves.get(name, []) + curve for name, curve in record.curves.items()}
+        self.n_iter_ = getattr(self, "n_iter_", 0) + record.n_iter
+        self.best_iter_, self.n_pairs_ = None, len(stream.pairs)
+
+    def _first_heads(self, teacher, former, seeds):
+        """Both heads as they start, and copies of them if that is at the teacher's maps, else None."""
+        at_teacher = former is None and teacher is not None and self._starts_from(teacher)
         if former is None or self.n_components is not None:  # else that of the former heads
             limit = min(self.n_features_in_, self.n_features_in_y_, _MAX_DIMENSION)
-            self.n_components_ = self.n_components or (fitted.n_components_ if at_teacher else limit)
-        head_x = build_head(self.head_, self.n_features_in_, self.n_components_, seed_x)
-        head_y = build_head(self.head_, self.n_features_in_y_, self.n_components_, seed_y)
-
+            self.n_components_ = self.n_components or (teacher.n_components_ if at_teacher else limit)
+        head_x = build_head(self.head_, self.n_features_in_, self.n_components_, seeds[0])
+        head_y = build_head(self.head_, self.n_features_in_y_, self.n_components_, seeds[1])
         if at_teacher:
-            self._start(head_x, fitted, "x")
-            self._start(head_y, fitted, "y")
-            starts = copy.deepcopy((head_x, head_y))
-        elif former is not None:
+            self._start(head_x, teacher, "x")
+            self._start(head_y, teacher, "y")
+            return (head_x, head_y), copy.deepcopy((head_x, head_y))
+        if former is not None:
             _go_on_from(head_x, former[0], "X")
             _go_on_from(head_y, former[1], "Y")
+        return (head_x, head_y), None
+
+    def _training_views(
+        self, views, pairs, held_out, teacher, device, with_unpaired, batch_size_unpaired, holders=ALONE
+    ):
+        """What the heads are trained on, as tensors or read batch by batch; of unpaired rows, the holders have a share each."""
 
         def tensor_x(rows):
             return to_tensor(self._prepared_x(rows), device, torch.float32)
@@ -113,7 +252,7 @@ class TrainedAligner(CallbackSupportMixin, BaseAligner):
         held = None if held_out is None else held_out_rows(views, held_out, X, Y, tensor_x, tensor_y)
         unpaired = {}
         if with_unpaired:
-            if fitted is not None:
+            if teacher is not None:
                 # a view without unpaired rows lends its paired ones, so that the other view's still count
                 X = X if len(X) else views.X[np.unique(pairs[:, 0])]
                 Y = Y if len(Y) else views.Y[np.unique(pairs[:, 1])]
@@ -121,16 +260,18 @@ class TrainedAligner(CallbackSupportMixin, BaseAligner):
             pools = zip((X, Y), batch_size_unpaired, strict=True)
             X, Y = (rows[:] if len(rows) <= size else rows for rows, size in pools)
         if with_unpaired and (isinstance(X, Rows) or isinstance(Y, Rows)):
-            unpaired = {"X": self._streamed(X, "x", fitted, device), "Y": self._streamed(Y, "y", fitted, device)}
+            streamed = functools.partial(self._streamed, teacher=teacher, device=device, holders=holders)
+            unpaired = {"X": streamed(X, "x"), "Y": streamed(Y, "y")}
         elif with_unpaired:
-            unpaired = {"X": tensor_x(X), "Y": tensor_y(Y)}
-            if fitted is not None:
+            shares = tuple(Share(holders.share(len(rows)), len(rows)) for rows in (X, Y))
+            X, Y = X[shares[0].own], Y[shares[1].own]
+            unpaired = {"X": tensor_x(X), "Y": tensor_y(Y), "shares": shares}
+            if teacher is not None:
                 unpaired |= {
-                    "F_teacher": to_tensor(normalize_rows(fitted.transform(X)), device, torch.float32),
-                    "G_teacher": to_tensor(normalize_rows(fitted.transform_y(Y)), device, torch.float32),
+                    "F_teacher": to_tensor(_unit_rows(teacher.transform, X), device, torch.float32),
+                    "G_teacher": to_tensor(_unit_rows(teacher.transform_y, Y), device, torch.float32),
                 }
-        head_x, head_y = head_x.to(device), head_y.to(device)
-        data = TrainingViews(
+        return TrainingViews(
             A=tensor_x(views.X[pairs[:, 0]]),
             B=tensor_y(views.Y[pairs[:, 1]]),
             pairs=to_tensor(pairs, device),
@@ -138,65 +279,30 @@ class TrainedAligner(CallbackSupportMixin, BaseAligner):
             **unpaired,
         )
 
-        def attributes(record):
-            states = record.kept
-            if at_teacher:
-                states = [_drawn_back(kept, start, teacher_weight) for kept, start in zip(states, starts, strict=True)]
-            return {
-                "x_head_": to_arrays(states[0]),
-                "y_head_": to_arrays(states[1]),
-                "loss_curve_": copy.deepcopy(record.curves),
-                "n_iter_": record.n_iter,
-                "best_iter_": record.best_iter,
-            }
+    def _training_settings(self):
+        """Settings of the steps that are parameters, and the same in every training."""
+        return {
+            "batch_size": self.batch_size,
+            "dtype": resolve_precision(self.precision, resolve_device(self.device)),
+            "optimizer": OPTIMIZERS[self.optimizer] if isinstance(self.optimizer, str) else self.optimizer,
+            "learning_rate": self.learning_rate,
+            "weight_decay": self.weight_decay,
+            "n_iter_no_change": self.n_iter_no_change,
+            "validation_interval": LOOK_EVERY,
+        }
 
-        def announce():
-            if steps:
-                steps.begin()
+    def _undisturbed(self, device, seed):
+        """The context to train in; what a user gives may draw from torch's random numbers, as dropout does."""
+        return undisturbed(device, seed if callable(self.head_) or callable(self.optimizer) else None)
 
-        def report(record):
-            show(record)
-            return steps and steps.end(record, lambda: attributes(record))
-
-        optimizer = OPTIMIZERS[self.optimizer] if isinstance(self.optimizer, str) else self.optimizer
-        progress = progress_bar(self.verbose, type(self).__name__, self.max_iter)
-        draws = callable(self.head_) or callable(self.optimizer)  # what a user gives may, as dropout does
-        with progress as show, undisturbed(device, seed_batches if draws else None) as parts:
-            if checkpoint is not None and fitted is not None:
-                few = pairs[:_FEW]
-                embeddings = fitted.transform(views.X[few[:, 0]]), fitted.transform_y(views.Y[few[:, 1]])
-                parts["teacher"] = SameTeacher(*embeddings)
-            record = train_heads(
-                head_x,
-                head_y,
-                data,
-                objective(data),
-                batch_size=self.batch_size,
-                batch_size_unpaired=batch_size_unpaired,
-                optimizer=optimizer,
-                learning_rate=self.learning_rate,
-                weight_decay=self.weight_decay,
-                warmup=self.warmup,
-                max_iter=self.max_iter,
-                n_iter_no_change=self.n_iter_no_change,
-                validation_interval=LOOK_EVERY,
-                seed=seed_batches,
-                announce=announce,
-                report=report,
-                checkpoint=checkpoint,
-                parts=parts,
-            )
-        vars(self).update(attributes(record))
-        if steps and not lent:
-            steps.close()
-        warn_of_ending(record, self.max_iter)
-
-    def _streamed(self, rows, view, teacher, device):
-        """Unpaired rows of a view that are prepared, and embedded by the teacher, batch by batch."""
+    def _streamed(self, rows, view, teacher, device, holders):
+        """Unpaired rows of a view that are prepared, and embedded by the teacher, batch by batch, by those who hold them."""
+        rows = rows if isinstance(rows, Rows) else JoinedRows([rows])
         return StreamedRows(
-            rows if isinstance(rows, Rows) else JoinedRows([rows]),
+            rows,
             prepare=torch.nn.Sequential(*self._preparing_layers(view)).to(device),
             teacher=None if teacher is None else _map_of(teacher, view, device),
+            own=holders.share(len(rows), rows.read_together),
         )
 
     def _starts_from(self, teacher):
@@ -230,6 +336,11 @@ class TrainedAligner(CallbackSupportMixin, BaseAligner):
         head = self._head(state, prepared.shape[1])
         rows = to_tensor(prepared, dtype=torch.float32 if device.type == "mps" else None)
         return embed(head.to(device=device, dtype=rows.dtype), rows, device).numpy().astype(prepared.dtype, copy=False)
+
+    def _heads(self, states):
+        """Both heads with these weights."""
+        x_state, y_state = states
+        return self._head(x_state, self.n_features_in_), self._head(y_state, self.n_features_in_y_)
 
     def _head(self, state, d_in):
         n_given = sum(array.size for array in state.values())
@@ -317,6 +428,8 @@ class ContrastiveTeacher(TrainedAligner):
         Steps between two checkpoints.
     device : str or torch.device, default="auto"
         "auto" is CUDA if it is there, else the CPU.
+    precision : {"auto", "float32", "bfloat16"}, default="auto"
+        Type in which the heads compute while they are trained; see :class:`SOTAlignTransformer`.
     random_state : int, RandomState instance or None, default=None
         Draws weights, batches and held-out pairs.
     verbose : bool or int, default=0
@@ -382,6 +495,7 @@ class ContrastiveTeacher(TrainedAligner):
         checkpoint_dir=None,
         checkpoint_interval=100,
         device="auto",
+        precision="auto",
         random_state=None,
         verbose=0,
     ):
@@ -402,6 +516,7 @@ class ContrastiveTeacher(TrainedAligner):
         self.checkpoint_dir = checkpoint_dir
         self.checkpoint_interval = checkpoint_interval
         self.device = device
+        self.precision = precision
         self.random_state = random_state
         self.verbose = verbose
 
@@ -499,15 +614,24 @@ def _map_of(teacher, view, device):
         with contextlib.suppress(NotImplementedError):
             return torch.nn.Sequential(teacher.to_torch()[view], UnitRows()).to(device)
     embed_rows = teacher.transform if view == "x" else teacher.transform_y
-    return lambda rows: to_tensor(normalize_rows(embed_rows(rows.cpu().numpy())), device, torch.float32)
+    return lambda rows: to_tensor(_unit_rows(embed_rows, rows.cpu().numpy()), device, torch.float32)
 
 
-def _drawn_back(state, start, weight):
-    """The state of a trained head, moved towards the head it started as."""
-    head = copy.deepcopy(start)
-    head.load_state_dict(state)
-    draw_back(head, start, weight)
-    return head.state_dict()
+def _unit_rows(embed_rows, rows):
+    """Unit rows by a teacher, who may refuse to map no rows."""
+    given = rows if len(rows) else np.zeros((1, rows.shape[1]), dtype=rows.dtype)
+    return normalize_rows(embed_rows(given))[: len(rows)]
+
+
+def _drawn_back(states, starts, weight):
+    """The states of trained heads, moved towards the heads they started as, if there are such."""
+    if starts is None:
+        return states
+    drawn = copy.deepcopy(starts)
+    for head, state, start in zip(drawn, states, starts, strict=True):
+        head.load_state_dict(state)
+        draw_back(head, start, weight)
+    return [head.state_dict() for head in drawn]
 
 
 def to_arrays(state):
@@ -523,12 +647,30 @@ def warn_of_ending(record, max_iter):
             ConvergenceWarning,
             stacklevel=6,
         )
+    elif record.ended == "out of memory":
+        warnings.warn(
+            f"Memory did not suffice for the step after {record.n_iter} of {max_iter} steps; {kept}. "
+            "Lower the batch sizes, or see to it that nothing else takes memory of the device.",
+            ConvergenceWarning,
+            stacklevel=6,
+        )
     elif record.ended == "diverged":
         warnings.warn(
             f"A step made the weights infinite after {record.n_iter} of {max_iter} steps; {kept}. "
             "Lower `learning_rate`, or check the views for extreme values.",
             ConvergenceWarning,
             stacklevel=6,
+        )
+
+
+def refuse_ending(record):
+    """Refuse the steps of a call of `partial_fit` that did not end well; the estimator is put back to what it was before."""
+    if record.ended == "interrupted":  # a loop over a stream is to end, too
+        raise KeyboardInterrupt
+    if record.ended == "diverged":
+        raise ValueError(
+            f"Expected rows that can be learned from, but a step made the weights infinite after {record.n_iter} steps on "
+            "the rows of this call. The estimator is as it was before it. Lower `learning_rate`, or leave these rows out."
         )
 
 

@@ -1,18 +1,21 @@
 """Splits that know pairs, and tables that hold them. Knows NumPy and scikit-learn, not torch."""
 
+import warnings
 from numbers import Integral
 
 import numpy as np
 from sklearn.model_selection import BaseCrossValidator, GroupKFold, GroupShuffleSplit, KFold, ShuffleSplit
-from sklearn.utils import check_array, check_consistent_length
+from sklearn.utils import Bunch, _safe_indexing, check_array, check_consistent_length
 from sklearn.utils.validation import _num_samples
 
 from ._arrays import floats_of, to_numpy
 from ._base import check_pool
+from ._core.rows import distinct_rows
 from ._folds import missing_in_any
 from ._pairs import as_index_array, check_pairs, group_pairs, stack
+from ._sources import OtherRows, Rows, stored_rows
 
-__all__ = ["PairedKFold", "PairedShuffleSplit", "split_pairs", "to_row_aligned"]
+__all__ = ["PairedKFold", "PairedShuffleSplit", "hold_out_rows", "split_pairs", "to_row_aligned"]
 
 
 class _PairedSplitter(BaseCrossValidator):
@@ -46,12 +49,20 @@ class _PairedSplitter(BaseCrossValidator):
         ------
         ValueError
             If the mask does not fit, or there are fewer pairs (or groups of them) than parts.
+
+        Warns
+        -----
+        UserWarning
+            If, without `groups`, pairs to test on share a row, by its numbers, with pairs to train on.
         """
         n = _num_samples(X)
         check_consistent_length(X, y, groups)
         pairs = np.flatnonzero(self._mask(X, y, paired_idx, n))
         of_pairs = None if groups is None else np.asarray(to_numpy(groups))[pairs]
+        same = _hanging_together(X, y, pairs) if groups is None else None
         for test in self._tests(pairs, of_pairs):
+            if same is not None:
+                same = _warn_of_leaks(same, np.isin(pairs, test))
             yield np.setdiff1d(np.arange(n), test), np.sort(test)
 
     def get_n_splits(self, X=None, y=None, groups=None, paired_idx=None):
@@ -187,6 +198,31 @@ class PairedShuffleSplit(_PairedSplitter):
             yield pairs[test]
 
 
+def _hanging_together(X, y, pairs):
+    """Which pairs of a table share a row, by equal numbers in either view; None where none do, or what is there is text."""
+    rows = [np.asarray(to_numpy(_safe_indexing(view, pairs))) for view in (X, y) if view is not None]
+    if len(rows) < 2 or any(view.dtype.kind not in "fiub" for view in rows):
+        return None
+    of = np.column_stack([distinct_rows(view)[1] for view in rows])
+    groups = group_pairs(of)
+    return None if len(np.unique(groups)) == len(pairs) else groups
+
+
+def _warn_of_leaks(same, test):
+    """Warn of a test part whose pairs hang together with others; then, with None, of no further one."""
+    n_shared = np.count_nonzero(np.isin(same[test], same[~test]))
+    if not n_shared:
+        return same
+    warnings.warn(
+        f"{n_shared} of {np.count_nonzero(test)} pairs to test on share a row with pairs to train on, so the score tells less "
+        "of new rows. Pass `groups` to the search or the splitter, those that to_row_aligned returns; or ignore this where "
+        "rows are equal by their meaning, as names of classes are.",
+        UserWarning,
+        stacklevel=4,
+    )
+    return None
+
+
 def _check_n_splits(n_splits, least):
     if not isinstance(n_splits, Integral) or isinstance(n_splits, bool) or n_splits < least:
         raise ValueError(f"`n_splits` must be an integer of at least {least}, but it is {n_splits!r}.")
@@ -233,11 +269,71 @@ def split_pairs(paired_idx, *, test_size=0.2, random_state=None):
     return pairs[train], pairs[test]
 
 
+def hold_out_rows(X, Y, train, test, *, on_shared="raise"):
+    """Take the rows of test pairs out of both views, so that no fit sees them, and renumber the pairs on either side.
+
+    Parameters
+    ----------
+    X, Y : array-like of shape (n_x, d_x) and (n_y, d_y)
+        Views of any lengths, in memory or not (:meth:`~skalign.SOTAlignTransformer.fit` lists the kinds).
+    train, test : array-like of int, shape (p, 2) and (q, 2)
+        Pairs, as (row of X, row of Y), such as those of :func:`split_pairs`. All other rows are left to the fit, unpaired.
+    on_shared : {"raise", "drop"}, default="raise"
+        What to do with training pairs of which a row stands in a test pair: refuse them, or leave them out.
+
+    Returns
+    -------
+    fit, held_out : Bunch
+        What to fit on and what to test on, each with the keys "X", "Y" and "paired_idx", shape (p, 2) and (q, 2). Rows that
+        are tested on are listed once, though they may stand in several pairs. Views that were not in memory are not read for
+        the fit.
+
+    Raises
+    ------
+    ValueError
+        If pairs are not of this shape or point beyond the views, or training and test pairs share a row.
+
+    Examples
+    --------
+    >>> from skalign import CCATeacher
+    >>> from skalign.datasets import make_two_views
+    >>> from skalign.metrics import retrieval_report
+    >>> from skalign.model_selection import hold_out_rows, split_pairs
+    >>> data = make_two_views(random_state=0)
+    >>> fit, held_out = hold_out_rows(data.X, data.Y, *split_pairs(data.paired_idx, test_size=0.3, random_state=0))
+    >>> aligner = CCATeacher().fit(**fit)
+    >>> F, G = aligner.transform(held_out.X, held_out.Y)
+    >>> retrieval_report(F, G, held_out.paired_idx)["mean_r1"] > 0.5
+    True
+    """
+    if on_shared not in ("raise", "drop"):
+        raise ValueError(f"`on_shared` must be 'raise' or 'drop', but it is {on_shared!r}.")
+    views = [view if rows is None else rows for view, rows in ((X, stored_rows(X, "X")), (Y, stored_rows(Y, "Y")))]
+    sizes = [_num_samples(view) for view in views]
+    train, test = (check_pairs(_explicit(pairs), *sizes).copy() for pairs in (train, test))
+    held = [np.unique(test[:, side]) for side in (0, 1)]
+    shared = np.isin(train[:, 0], held[0]) | np.isin(train[:, 1], held[1])
+    if shared.any() and on_shared == "raise":
+        raise ValueError(
+            f"{np.count_nonzero(shared)} of {len(train)} training pairs have a row that is tested on, the first being "
+            f"{train[shared][0].tolist()}. Split with split_pairs, which keeps such pairs together, or pass on_shared='drop'."
+        )
+    fit, held_out = Bunch(paired_idx=train[~shared]), Bunch(paired_idx=test)
+    for side, (name, view) in enumerate(zip("XY", views, strict=True)):
+        kept = np.delete(np.arange(sizes[side]), held[side])
+        fit[name] = OtherRows(view, held[side]) if isinstance(view, Rows) else _safe_indexing(view, kept)
+        held_out[name] = view[held[side]] if isinstance(view, Rows) else _safe_indexing(view, held[side])
+        for part, rows in ((fit, kept), (held_out, held[side])):
+            part.paired_idx[:, side] = np.searchsorted(rows, part.paired_idx[:, side])
+    return fit, held_out
+
+
 def to_row_aligned(X, Y, paired_idx, *, X_unpaired=None, Y_unpaired=None):
     """Two views with explicit pairs as one table, whose rows follow scikit-learn's folds.
 
-    A row in several pairs is repeated: it weighs as often in `fit`, and for `score` its copies are rivals of one another, so
-    score such tables by :func:`skalign.metrics.make_retrieval_scorer`, which takes equal rows for one.
+    A row in several pairs is repeated: it weighs as often in `fit` and as a query of `score`, which takes equal rows for one,
+    as :func:`skalign.metrics.make_retrieval_scorer` does. The NaN take memory: leave large pools out, and give them to `fit`
+    as ``X_unpaired`` and ``Y_unpaired``.
 
     Parameters
     ----------

@@ -1,6 +1,7 @@
 """The benchmarks on small data: they keep their own protocols, and their tables hold what they computed."""
 
 import argparse
+import importlib
 import importlib.util
 import json
 import re
@@ -342,3 +343,66 @@ def test_rows_on_disk_are_measured_beside_rows_in_memory(tmp_path, monkeypatch, 
     assert all(run["resident"] >= run["anonymous"] > 0.01 and run["step"] > 0 for run in measured)
     ratio = measured[1]["step"] / measured[0]["step"]
     assert f"path: {ratio:.2f} of the throughput of memory a step" in table
+
+
+def gpu_benchmark(monkeypatch, *arguments):
+    """The module, under the name by which its processes import it."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--device", "cpu", "--columns", "16", *arguments])
+    return importlib.import_module("gpu")
+
+
+def test_a_step_is_one_training_step_whichever_way_to_klot(monkeypatch):
+    gpu = gpu_benchmark(monkeypatch, "--epsilons", "0.5", "0.3", "--tol", "1e-6", "--steps", "3")
+    options, gradients = gpu.parse_arguments(), []
+    for method in gpu.METHODS:
+        assert gpu.measure(method, 40, options)["seconds"] > 0
+        F, G, *teacher = gpu.klot.problem("clustered", 40, None, 16)
+        gpu.divergence(method, options)(F.requires_grad_(), G.requires_grad_(), *teacher, False).backward()
+        gradients.append(torch.cat([F.grad, G.grad]))
+    for gradient in gradients[1:]:
+        assert_allclose(gradient, gradients[0], rtol=0, atol=1e-3 * float(gradients[0].abs().max()))
+
+
+@pytest.mark.slow
+def test_steps_and_precisions_stand_in_tables_with_their_ratios(monkeypatch, capsys):
+    gpu = gpu_benchmark(monkeypatch, "--sizes", "40", "90", "--steps", "2", "--seeds", "2")
+    monkeypatch.setattr(gpu, "DENSE", 50)
+    monkeypatch.setattr(gpu, "METHODS", gpu.METHODS[::2])
+    monkeypatch.setattr(gpu, "recall", lambda precision, seed, options: 10.0 + seed + (precision == "bfloat16"))
+    gpu.main()
+    cells = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    eager, features, larger, *precisions = (row for row in cells if row[0] not in ("| n = m", "| heads"))
+    assert [row[:2] for row in (eager, features, larger)] == [
+        ["| 40", "eager"],
+        ["| 40", "features"],
+        ["| 90", "features"],
+    ]
+    assert eager[3] == "1"
+    assert float(features[3]) == pytest.approx(float(features[2]) / float(eager[2]), rel=0.05)
+    assert larger[3] == ""
+    assert precisions == [
+        ["| float32", "10.50 ± 0.71", "0.00 ± 0.00 |"],
+        ["| bfloat16", "11.50 ± 0.71", "1.00 ± 0.00 |"],
+    ]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_recall_of_a_precision_is_in_percent(monkeypatch, precision):
+    gpu = gpu_benchmark(monkeypatch)
+    assert 20 < gpu.recall(precision, 0, gpu.parse_arguments()) < 60  # 0.6 by chance
+
+
+@pytest.mark.slow  # it starts torchrun
+def test_ranks_do_beside_one_process_what_that_does(monkeypatch, capsys):
+    distributed = benchmark("distributed")
+    sizes = ["--rows", "600", "--columns", "16", "--pairs", "100", "--batch", "150", "--max-iter", "3"]
+    monkeypatch.setattr(sys, "argv", ["distributed.py", *sizes])
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    distributed.main()
+    table = capsys.readouterr().out
+    rows = {row.split(" | ")[0].strip("| "): row for row in table.splitlines() if row.startswith("| ")}
+    assert {"memory", "step", "fit", "recall"} <= set(rows)
+    alone, together = (float(cell.split()[0]) for cell in rows["recall"].split(" | ")[1:3])
+    assert abs(alone - together) <= 0.002
+    assert float(table.split("loss curves: ")[1]) < 1e-4

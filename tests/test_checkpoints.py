@@ -406,12 +406,12 @@ def test_what_makes_no_difference_goes_on(data, tmp_path, death):
 
 def test_rows_beyond_the_sample_are_taken_evenly(data, tmp_path, monkeypatch):
     monkeypatch.setattr(skalign._checkpoints, "_SAMPLE", (20, 10))
-    shape, _, rows = skalign._checkpoints._sample(data.X)
+    shape, _, rows = skalign._checkpoints.sample(data.X)
     assert shape == data.X.shape == (95, 7)
     assert_array_equal(rows, data.X[::5])
-    assert_array_equal(skalign._checkpoints._sample(data.X[:20])[2], data.X[:20])
+    assert_array_equal(skalign._checkpoints.sample(data.X[:20])[2], data.X[:20])
     np.save(tmp_path / "rows.npy", data.X)
-    assert_array_equal(skalign._checkpoints._sample(stored_rows(tmp_path / "rows.npy", "X_unpaired"))[2], data.X[::10])
+    assert_array_equal(skalign._checkpoints.sample(stored_rows(tmp_path / "rows.npy", "X_unpaired"))[2], data.X[::10])
 
 
 def test_the_fits_of_a_search_share_a_folder(data, tmp_path, death):

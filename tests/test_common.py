@@ -272,7 +272,7 @@ def test_pool_columns_must_stand_in_the_order_of_the_view(aligner, data):
 
 def test_a_mask_in_the_place_of_weights_is_refused(aligner, data):
     aligner.fit(data.X, data.Y, data.paired_idx)
-    with pytest.raises(ValueError, match=r"write score\(X, Y, paired_idx=mask\)"):
+    with pytest.raises(ValueError, match=r"write score\(X, Y, paired_idx="):
         aligner.score(data.X_test, data.Y_test, np.arange(30) < 20)
 
 

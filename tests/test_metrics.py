@@ -1,5 +1,7 @@
 """Laws of the retrieval metrics. The ranks have their own tests; here the views, the directions and the averages."""
 
+import warnings
+
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
@@ -114,7 +116,7 @@ def test_perfect_embedding_is_perfect(rng):
 
 def test_constant_embedding_is_worst():
     F, G = np.ones((12, 4)), np.ones((12, 4))
-    report = retrieval_report(F, G)
+    report = retrieval_report(F, G, np.arange(12))
     assert report["mean_recall"] == 0 and report["foscttm"] == 1 and report["mean_median_rank"] == 12
     assert_allclose(report["mean_mrr"], 1 / 12)
 
@@ -247,7 +249,7 @@ def test_inputs_are_left_as_they_were(views):
 
 @pytest.mark.parametrize("metric", [*EVERY, retrieval_report])
 def test_illegal_views_are_refused(metric):
-    F = np.ones((4, 3))
+    F = np.arange(12.0).reshape(4, 3)
     for value in (np.nan, np.inf):
         bad = F.copy()
         bad[2:, 1] = value
@@ -256,7 +258,7 @@ def test_illegal_views_are_refused(metric):
         with pytest.raises(ValueError, match="F must be finite, but 2 of its 4 rows"):
             metric(bad, F)
     with pytest.raises(ValueError, match="F has 3 columns and G has 5"):
-        metric(F, np.ones((4, 5)))
+        metric(F, np.arange(20.0).reshape(4, 5))
     with pytest.raises(ValueError, match="X has 4 and Y has 7"):
         metric(F, np.ones((7, 3)))
     with pytest.raises(ValueError, match="points to row 9 of Y, but Y has 7 rows"):
@@ -294,3 +296,15 @@ def test_illegal_weights_are_refused(weight, message):
 
 def test_public_names_are_listed():
     assert {metric.__name__ for metric in [*EVERY, retrieval_report]} <= set(metrics.__all__)
+
+
+@pytest.mark.parametrize("metric", [*EVERY, retrieval_report])
+def test_copies_are_told_where_row_i_is_to_find_row_i(metric):
+    rng = np.random.default_rng(0)
+    F, G = rng.normal(size=(5, 4)), rng.normal(size=(10, 4))
+    with pytest.warns(UserWarning, match="5 of the 10 rows of F are copies of others"):
+        metric(np.repeat(F, 2, axis=0), G)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        metric(F, G, np.column_stack([np.arange(10) // 2, np.arange(10)]))
+        metric(G, G[::-1])

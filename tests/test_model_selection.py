@@ -1,6 +1,8 @@
 """Splits over pairs and scorers: what is tested, what is trained on, and searches with and without routing."""
 
 import pickle
+import re
+import warnings
 from copy import deepcopy
 
 import numpy as np
@@ -15,7 +17,7 @@ from sklearn.preprocessing import Normalizer, StandardScaler
 
 from skalign import CCATeacher, ProcrustesTeacher, SOTAlign, metrics
 from skalign.datasets import make_two_views
-from skalign.model_selection import PairedKFold, PairedShuffleSplit, split_pairs, to_row_aligned
+from skalign.model_selection import PairedKFold, PairedShuffleSplit, hold_out_rows, split_pairs, to_row_aligned
 
 N = 57
 MASK = np.isin(np.arange(N), np.random.default_rng(1).permutation(N)[:23])  # 23 pairs in no order
@@ -52,7 +54,7 @@ def test_folds_share_no_pair_and_are_shuffled_only_when_asked():
 
 @pytest.mark.parametrize("splitter", [PairedKFold(3), PairedShuffleSplit(3, test_size=0.3, random_state=0)])
 def test_nan_rows_in_either_view_are_unpaired(splitter):
-    X, Y = np.ones((20, 3)), np.ones((20, 2))
+    X, Y = np.arange(60.0).reshape(20, 3), np.arange(40.0).reshape(20, 2)
     X[3], Y[7] = np.nan, np.nan
     Y[8, 0] = np.nan  # in part only: for the estimator to refuse
     tested = {row for _, test in splitter.split(X, Y) for row in test}
@@ -66,7 +68,7 @@ def test_missing_rows_are_those_that_fit_sees(form, width):
     Y = 1 + np.arange(20.0)[:, None] % np.arange(3, 3 + width)
     Y[12:] = np.nan
     Y = form(Y)
-    tested = np.concatenate([test for _, test in PairedKFold(3).split(np.ones((20, 2)), Y)])
+    tested = np.concatenate([test for _, test in PairedKFold(3).split(np.zeros((20, 2)), Y, groups=np.arange(20))])
     assert_array_equal(np.sort(tested), np.arange(12))
     assert CCATeacher(1, normalize=False).fit(np.arange(40.0).reshape(20, 2) % 7, Y).n_pairs_ == 12
 
@@ -300,3 +302,96 @@ def test_several_scorers_serve_a_search(table, routing):
     assert (search.cv_results_["mean_test_closer"] < 0).all()
     assert search.cv_results_["mean_test_r5"].max() > 0.8
     assert scoring["r5"](search, X, Y, paired_idx=mask) > 0.8
+
+
+# rows held out
+
+
+@pytest.fixture
+def held(rng):
+    """29 and 37 rows, 12 pairs to fit on and 7 to test on, of which some share a row; rows tell their numbers."""
+    X, Y = np.arange(29.0)[:, None] + [0, 100], np.arange(37.0)[:, None] + [0, 100, 200]
+    train = np.column_stack([rng.permutation(np.arange(0, 29, 2))[:12], rng.permutation(np.arange(0, 37, 2))[:12]])
+    test = np.array([[1, 3], [1, 5], [7, 5], [9, 1], [27, 35], [3, 33], [5, 7]])
+    return X, Y, train, test
+
+
+def as_given(kind, view, folder):
+    if kind == "path":
+        path = folder / f"{view.shape[1]}.npy"
+        np.save(path, view)
+        return path
+    return {"array": np.asarray, "frame": pd.DataFrame, "tensor": torch.as_tensor}[kind](view)
+
+
+@pytest.mark.parametrize("kind", ["array", "frame", "tensor", "path"])
+def test_rows_of_test_pairs_leave_the_fit_and_pairs_keep_their_rows(held, kind, tmp_path):
+    X, Y, train, test = held
+    fit, held_out = hold_out_rows(as_given(kind, X, tmp_path), as_given(kind, Y, tmp_path), train, test)
+    for part, pairs in ((fit, train), (held_out, test)):
+        assert_array_equal(np.asarray(part.X)[part.paired_idx[:, 0]], X[pairs[:, 0]])
+        assert_array_equal(np.asarray(part.Y)[part.paired_idx[:, 1]], Y[pairs[:, 1]])
+    for name, view, side in (("X", X, 0), ("Y", Y, 1)):
+        assert_array_equal(np.asarray(held_out[name])[:, 0], np.unique(test[:, side]))
+        assert_array_equal(np.asarray(fit[name])[:, 0], np.setdiff1d(view[:, 0], test[:, side]))
+
+
+def test_views_on_disk_are_fitted_without_the_rows_held_out(tmp_path):
+    data = make_two_views(60, 100, 120, random_state=0)
+    train, test = split_pairs(data.paired_idx, test_size=0.3, random_state=0)
+    fits = [
+        hold_out_rows(*views, train, test)[0]
+        for views in ((data.X, data.Y), (as_given("path", data.X, tmp_path), as_given("path", data.Y, tmp_path)))
+    ]
+    found = [CCATeacher(center="all").fit(**fit) for fit in fits]
+    assert_allclose(found[0].x_mean_, found[1].x_mean_, rtol=1e-5, atol=1e-7)
+    assert_allclose(found[0].score(data.X, data.Y, paired_idx=test), found[1].score(data.X, data.Y, paired_idx=test))
+
+
+def test_training_pairs_with_a_row_that_is_tested_on_are_refused_or_dropped(held):
+    X, Y, train, test = held
+    mixed = np.concatenate([train, [[1, 36], [28, 35]]])
+    with pytest.raises(
+        ValueError, match=re.escape("2 of 14 training pairs have a row that is tested on, the first being [1, 36]")
+    ):
+        hold_out_rows(X, Y, mixed, test)
+    fit, held_out = hold_out_rows(X, Y, mixed, test, on_shared="drop")
+    expected, _ = hold_out_rows(X, Y, train, test)
+    assert_array_equal(fit.paired_idx, expected.paired_idx)
+    assert len(held_out.paired_idx) == len(test)
+    with pytest.raises(ValueError, match="must be 'raise' or 'drop', but it is 'keep'"):
+        hold_out_rows(X, Y, train, test, on_shared="keep")
+
+
+# copies on both sides
+
+
+@pytest.fixture
+def captions(rng):
+    """A table of 12 images with three captions each, and its groups."""
+    X, Y = rng.normal(size=(12, 3)), rng.normal(size=(36, 4))
+    return to_row_aligned(X, Y, np.column_stack([np.arange(36) // 3, np.arange(36)]))
+
+
+def test_copies_on_both_sides_of_a_fold_are_told_once(captions):
+    X, Y, _ = captions
+    with pytest.warns(UserWarning, match="pairs to test on share a row with pairs to train on") as warned:
+        assert len(list(PairedKFold(3, shuffle=True, random_state=0).split(X, Y))) == 3
+    assert len(warned) == 1
+
+
+@pytest.mark.parametrize("kind", ["groups", "rows in turn", "different", "text", "one view"])
+def test_folds_without_copies_on_both_sides_are_silent(captions, kind):
+    X, Y, groups = captions
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        if kind == "groups":
+            list(PairedKFold(3, shuffle=True, random_state=0).split(X, Y, groups))
+        elif kind == "rows in turn":
+            list(PairedKFold(3).split(X, Y))  # the captions of an image stand side by side
+        elif kind == "different":
+            list(PairedKFold(3, shuffle=True, random_state=0).split(X[::3], Y[::3]))
+        elif kind == "text":
+            list(PairedKFold(3, shuffle=True, random_state=0).split(X, np.array(["a", "b"] * 18)))
+        else:
+            list(PairedKFold(3, shuffle=True, random_state=0).split(X))

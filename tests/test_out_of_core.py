@@ -17,8 +17,9 @@ from sklearn.preprocessing import MinMaxScaler, Normalizer, StandardScaler
 
 import skalign._core.reading
 import skalign._sources
-from skalign import CCATeacher, ContrastiveTeacher, CrossModalRetriever, SOTAlign, SOTAlignTransformer
-from skalign._core.reading import StreamedRows, StreamedSampler, draw_order
+from skalign import BridgeFlow, CCATeacher, ContrastiveTeacher, CrossModalRetriever, SOTAlign, SOTAlignTransformer
+from skalign._core.reading import StreamedRows, StreamedSampler, batches_of, draw_order
+from skalign._pairs import read_pairs
 from skalign._sources import StoredRows, stored_rows
 from skalign.baselines import SUE
 from skalign.datasets import make_two_views
@@ -179,13 +180,11 @@ def test_means_are_of_all_rows(data, tmp_path):
 def test_a_batch_holds_the_teachers_rows_of_its_own_rows(data, tmp_path, teacher, monkeypatch):
     batches = []
 
-    def spy(F, G, F_teacher, G_teacher, same_rows):
+    def spy(divergence, F, G, F_teacher, G_teacher, same_rows):
         batches.append((F, G, F_teacher, G_teacher))
         return (F - F).sum()
 
-    monkeypatch.setattr("skalign._sotalign.Divergence", lambda *_, **__: spy)
-    monkeypatch.setattr(SOTAlignTransformer, "_warn_of_plans", lambda *_: None)
-    monkeypatch.setattr(spy, "worst_error", {}, raising=False)
+    monkeypatch.setattr("skalign._core.divergences.Divergence.forward", spy)
     settings = {"learning_rate": 1e-12, "teacher": teacher, "max_iter": 3}
     aligner = fitted(data, on_disk(data, tmp_path), SOTAlignTransformer, **settings)
     X, Y = data.pools.values()
@@ -216,6 +215,87 @@ def test_free_rows_of_the_views_stand_before_the_pool(data, tmp_path):
     }
     at_once = SOTAlign(**settings).fit(X[:60], Y[:60], **whole)
     assert apart.loss_curve_ == at_once.loss_curve_
+
+
+@pytest.fixture
+def table(data):
+    """Views of 560 and 660 rows, and 60 pairs among them in no order; some rows stand in two pairs."""
+    rng = np.random.default_rng(0)
+    views = [np.concatenate(parts).astype(np.float32) for parts in zip(data.pairs, data.pools.values(), strict=True)]
+    orders = [rng.permutation(len(view)) for view in views]
+    pairs = np.column_stack([np.argsort(order)[:60] for order in orders])
+    return *(view[order] for view, order in zip(views, orders, strict=True)), np.concatenate(
+        [pairs, pairs[:5, [0]] + [0, 1]]
+    )
+
+
+@pytest.mark.parametrize("estimator", [CCATeacher, SOTAlign])
+@pytest.mark.parametrize("kind", KINDS)
+def test_paired_rows_are_found_in_views_on_disk(table, tmp_path, kind, estimator):
+    X, Y, pairs = table
+    given = pairs.copy()
+    views = stored(kind, X, tmp_path, "X"), stored(kind, Y, tmp_path, "Y")
+    # a batch of all rows, whatever their order
+    settings = {"max_iter": 5, "batch_size_unpaired": 1000, "random_state": 0} if estimator is SOTAlign else {}
+    found, expected = (estimator(**settings).fit(*given_as, given) for given_as in (views, (X, Y)))
+    assert found.n_pairs_ == len(pairs)
+    assert_allclose(found.transform(X), expected.transform(X), rtol=1e-4, atol=1e-5)
+    assert_array_equal(given, pairs)
+    assert found.score(*views, paired_idx=given) == found.score(X, Y, paired_idx=given)
+    weights = np.linspace(0, 1, len(X))
+    assert found.score(*views, weights, given) == found.score(X, Y, weights, given)
+
+
+def test_only_the_paired_rows_of_a_view_on_disk_are_held(table, tmp_path):
+    X, Y, pairs = table
+    path = stored("path", X, tmp_path)
+    read_X, read_Y, read, X_rest, Y_rest = read_pairs(path, Y, pairs)
+    assert read_Y is Y and Y_rest is None
+    assert_array_equal(read_X, X[np.unique(pairs[:, 0])])
+    assert_array_equal(read_X[read[:, 0]], X[pairs[:, 0]])
+    assert_array_equal(read[:, 1], pairs[:, 1])
+    free = np.setdiff1d(np.arange(len(X)), pairs[:, 0])
+    assert_array_equal(X_rest, X[free])
+    assert_array_equal(np.concatenate(list(X_rest.blocks())), X[free])
+    some = np.array([3, 0, 499, 77, 78])
+    assert_array_equal(X_rest[some], X[free][some])
+
+
+def test_a_view_on_disk_of_which_all_rows_are_paired_leaves_no_pool(data, tmp_path):
+    X, Y = data.pairs
+    *_, X_rest, Y_rest = read_pairs(stored("path", X, tmp_path), Y, np.arange(60))
+    assert X_rest is None and Y_rest is None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("masked", [True, False])
+def test_a_table_on_disk_is_read_whole_and_may_miss_rows(data, tmp_path, kind, masked):
+    X, Y = (view.copy() for view in data.pairs)
+    X[7], Y[30:40] = np.nan, np.nan
+    mask = ~np.isnan(X[:, 0] + Y[:, 0]) if masked else None
+    found = CCATeacher().fit(stored(kind, X, tmp_path, "X"), stored(kind, Y, tmp_path, "Y"), mask)
+    expected = CCATeacher().fit(X, Y, mask)
+    assert found.n_pairs_ == 49
+    assert_array_equal(found.x_coef_, expected.x_coef_)
+
+
+def test_a_pair_beyond_a_view_on_disk_is_named(table, tmp_path):
+    X, Y, pairs = table
+    with pytest.raises(ValueError, match="points to row 560 of X, but X has 560 rows"):
+        CCATeacher().fit(stored("path", X, tmp_path), Y, np.concatenate([pairs, [[560, 0]]]))
+
+
+def test_labels_follow_the_rows_of_views_on_disk(data, tmp_path):
+    X, Y = data.pairs
+    labels = np.arange(60) % 3
+    views = stored("path", X, tmp_path, "X"), stored("path", Y, tmp_path, "Y")
+    flows = [
+        BridgeFlow(mode="exemplar", max_iter=5, random_state=0).fit(
+            *given, np.arange(10), labels_x=labels, labels_y=labels
+        )
+        for given in (views, (X, Y))
+    ]
+    assert flows[0].loss_curve_ == flows[1].loss_curve_
 
 
 @pytest.mark.parametrize(
@@ -434,6 +514,33 @@ def test_a_sampler_goes_on_where_another_was(data):
             going_on = second()
             assert_array_equal(going_on["X"], batch["X"])
             assert_array_equal(going_on["Y"], batch["Y"])
+
+
+def test_the_shares_of_a_batch_are_the_batch_and_no_other_rows_are_read():
+    values = np.random.default_rng(0).normal(size=(900, 3)).astype(np.float32)
+
+    class Watched(StoredRows):
+        def __init__(self):
+            super().__init__([values], "X")
+            self.read_together, self.seen = 64, set()
+
+        def _read(self, start, stop):
+            self.seen |= set(range(start, stop))
+            return super()._read(start, stop)
+
+    def batches(own, size):
+        rows = Watched()
+        drawn = batches_of(rows, size, torch.Generator().manual_seed(0), n_skipped=1, own=own)
+        return [next(drawn).numpy() for _ in range(30)], rows.seen
+
+    shares = [slice(0, 0), slice(0, 256), slice(256, 900)]
+    for size in (70, 900):
+        whole, _ = batches(None, size)
+        parts, seen = zip(*(batches(own, size) for own in shares), strict=True)
+        assert seen == tuple(set(range(900)[own]) for own in shares)
+        for batch, *of_shares in zip(whole, *parts, strict=True):
+            joined = np.concatenate(of_shares)
+            assert_array_equal(joined[np.lexsort(joined.T)], batch[np.lexsort(batch.T)])
 
 
 def test_whole_numbers_are_no_place_for_an_embedding(data):

@@ -274,7 +274,7 @@ def test_empty_indices_are_refused(empty):
         (["a", "b"], "<U1"),
         ([True, None], "object"),
         ([True, np.nan], "float64"),
-        (np.array([0, 1], dtype=object), "object"),
+        (np.array([0, 1.5], dtype=object), "object"),
         (np.array([True, 2], dtype=object), "object"),
         ([1 + 0j], "complex128"),
     ],
@@ -282,6 +282,18 @@ def test_empty_indices_are_refused(empty):
 def test_other_kinds_are_refused_rather_than_rounded(idx, holds):
     with refused("must hold booleans or integers", f"it holds {holds}", ".astype(bool)", ".astype(int)"):
         check_pairs(idx, 7, 7)
+
+
+def test_columns_that_once_missed_a_value_are_read():
+    assert_array_equal(check_pairs(pd.DataFrame({"x": [0, 3], "y": [2, 1]}, dtype="Int64"), 7, 7), [[0, 2], [3, 1]])
+
+
+def test_swapped_columns_are_recognised():
+    with refused("points to row 10 of X", "paired_idx[:, ::-1]"):
+        check_pairs([[10, 6], [0, 0]], 7, 11)
+    with pytest.raises(ValueError, match="row 10 of X") as refusal:
+        check_pairs([[10, 6], [0, 9]], 7, 11)
+    assert "::-1" not in str(refusal.value)
 
 
 @pytest.mark.parametrize("shape", [(), (2, 1), (2, 3), (1, 3), (2, 2, 2), (2, 2, 1)])

@@ -456,7 +456,7 @@ def test_cuda_asked_for_and_absent_is_refused(data):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_cpu_and_cuda_agree(data):
-    cpu, cuda = (fitted(data, SOTAlign, device=device) for device in ("cpu", "cuda"))
+    cpu, cuda = (fitted(data, SOTAlign, device=device, precision="float32") for device in ("cpu", "cuda"))
     assert_allclose(cuda.transform(data.X_test), cpu.transform(data.X_test), atol=1e-3)
 
 

@@ -552,7 +552,8 @@ def test_ridge_is_chosen_on_the_pairs_by_group(views, monkeypatch):
     assert_array_equal(seen, pairs)
     assert_array_equal(groups, group_pairs(pairs))
     assert_array_equal(regs, teacher.cv_results_["reg"])
-    assert [settings[name] for name in ("n_components", "power", "n_folds", "n_repeats")] == [3, 0.25, 4, 5]
+    names = "n_components", "power", "n_folds", "n_repeats", "n_enough"
+    assert [settings[name] for name in names] == [3, 0.25, 4, 5, 2000]
     assert teacher.cv_results_["mean_reciprocal_rank"].shape == (len(regs),)
 
 
@@ -908,3 +909,59 @@ print([name for name in ("torch", "ot") if name in sys.modules])
 """
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert (run.stdout.strip(), run.returncode) == ("[]", 0), run.stderr
+
+
+# what a newcomer passes
+
+
+@every_teacher
+def test_equal_rows_are_one_for_score(teacher, views):
+    X, Y = views
+    teacher.fit(X[:10], Y[:10])
+    pairs = np.column_stack([np.arange(20) // 2, np.arange(20)])  # two captions an image
+    listed_once = teacher.score(X, Y, paired_idx=pairs)
+    assert 0 < listed_once < 1
+    assert teacher.score(X[pairs[:, 0]], Y) == listed_once
+    assert teacher.score(X[pairs[:, 0]], Y, np.ones(20)) == listed_once
+
+
+@every_teacher
+@pytest.mark.parametrize("name", ["X", "Y"])
+def test_text_is_told_to_be_embedded(teacher, views, name):
+    given = dict(zip("XY", views, strict=True))
+    given[name] = [["a dog", "a cat"]] * 20
+    with pytest.raises(ValueError, match=f"{name} must hold numbers.*it holds text.*Embed it"):
+        teacher.fit(**given)
+
+
+@every_teacher
+def test_the_second_view_is_told_the_way(teacher, views):
+    X, Y = views
+    teacher.fit(X, Y)
+    with pytest.raises(ValueError, match=f"X has {Y.shape[1]} features.*`transform_y`"):
+        teacher.transform(Y)
+
+
+@every_teacher
+@pytest.mark.parametrize(("value", "kind"), [(np.nan, "NaN"), (-np.inf, "infinity")])
+def test_rows_that_are_not_finite_are_counted_and_named(teacher, views, value, kind):
+    X, Y = views
+    teacher.fit(X, Y)
+    Y = Y.copy()
+    Y[[5, 9], 1] = value
+    with pytest.raises(ValueError, match=f"Input Y contains {kind} in 2 of {len(Y)} rows, the first being row 5"):
+        teacher.transform_y(Y)
+    with pytest.raises(ValueError, match=f"Input Y contains {kind} in 2 of {len(Y)} rows, the first being row 5"):
+        teacher.fit(X, Y)
+
+
+@every_teacher
+def test_pairs_in_the_place_of_weights_are_recognised(teacher, views):
+    with pytest.raises(ValueError, match=r"third argument of `score`.*paired_idx="):
+        teacher.fit(*views).score(*views, np.zeros((20, 2), dtype=int))
+
+
+@every_teacher
+def test_a_path_is_no_place_for_an_embedding(teacher, views):
+    with pytest.raises(ValueError, match="open_memmap"):
+        teacher.fit(*views).transform(views[0], out="embedded.npy")

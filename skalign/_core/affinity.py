@@ -9,6 +9,7 @@ from functools import cached_property
 
 import torch
 
+from .distributed import ALONE
 from .threads import Shared
 
 _STORED_BLOCK = 1 << 18  # entries treated at a time: 1 MiB of float32 stays in cache
@@ -42,7 +43,7 @@ def check_features(F, G):
 
 def _is_finite(Z):
     """Whether no entry is NaN or infinite; reads Z once and allocates nothing, unlike ``isfinite``."""
-    return math.isfinite(sum(extreme.item() for extreme in torch.aminmax(Z.detach())))
+    return math.isfinite(sum(torch.stack(torch.aminmax(Z.detach())).tolist()))
 
 
 def _lifted(Z):
@@ -71,11 +72,21 @@ _HIGHEST = Shared(_highest_precision)
 
 
 class _Affinity:
-    """What both kinds share: an n x m matrix of some type on some device, read in blocks of rows."""
+    """What both kinds share: an n x m matrix of some type on some device, read in blocks of rows.
+
+    The processes of a `group` hold some of the rows each, maybe none, and all of the columns.
+    """
+
+    @cached_property
+    def n_rows(self):
+        """Rows of all processes."""
+        (n,) = self.group.total(torch.tensor(self.shape[0]))
+        return int(n)
 
     def row_blocks(self):
+        """Slices of the rows; an empty one where there are none."""
         n, step = self.shape[0], self._step()
-        return [slice(start, min(start + step, n)) for start in range(0, n, step)]
+        return [slice(start, min(start + step, n)) for start in range(0, max(n, 1), step)]
 
     def scratch(self):
         """Memory for a block of rows, to be filled again and again: freed blocks are not always given back."""
@@ -87,7 +98,7 @@ class _Affinity:
 
     def _step(self):
         entries = self._block_entries() if self.device.type == "cpu" else _DEVICE_BLOCK
-        return min(max(1, entries // self.shape[1]), self.shape[0])
+        return max(1, min(entries // self.shape[1], self.shape[0]))
 
 
 class StoredAffinity(_Affinity):
@@ -95,8 +106,8 @@ class StoredAffinity(_Affinity):
 
     is_stored = True
 
-    def __init__(self, K):
-        self.K = K
+    def __init__(self, K, group=ALONE):
+        self.K, self.group = K, group
         self.shape, self.dtype, self.device = K.shape, K.dtype, K.device
 
     def _block_entries(self):
@@ -110,21 +121,21 @@ class StoredAffinity(_Affinity):
         return StoredAffinity(self.K.T)
 
     def select(self, rows, columns=slice(None)):
-        return StoredAffinity(self.K[rows][:, columns])
+        return StoredAffinity(self.K[rows][:, columns], self.group)
 
     @cached_property
     def _extremes(self):
-        return torch.aminmax(self.K)
+        return _extremes(self.K, self.group)
 
     @property
     def largest(self):
         """Largest entry."""
-        return float(self._extremes.max)
+        return float(self._extremes[0])
 
     @cached_property
     def spread(self):
         """Largest entry less the smallest."""
-        return float(self._extremes.max - self._extremes.min)
+        return float(sum(self._extremes))
 
     @property
     def typical_spread(self):
@@ -136,8 +147,8 @@ class FactoredAffinity(_Affinity):
 
     is_stored = False
 
-    def __init__(self, F, G):
-        self.F, self.G = F, G
+    def __init__(self, F, G, group=ALONE):
+        self.F, self.G, self.group = F, G, group
         self.shape, self.dtype, self.device = (len(F), len(G)), F.dtype, F.device
 
     def _block_entries(self):
@@ -151,12 +162,13 @@ class FactoredAffinity(_Affinity):
         return FactoredAffinity(self.G, self.F)
 
     def select(self, rows, columns=slice(None)):
-        return FactoredAffinity(self.F[rows], self.G[columns])
+        return FactoredAffinity(self.F[rows], self.G[columns], self.group)
 
     @cached_property
     def largest(self):
         """Largest entry, at most (Cauchy-Schwarz)."""
-        return float(self.F.norm(dim=1).max() * self.G.norm(dim=1).max())
+        longest, _ = _extremes(self.F.norm(dim=1), self.group)
+        return float(longest * self.G.norm(dim=1).max())
 
     @property
     def spread(self):
@@ -166,5 +178,13 @@ class FactoredAffinity(_Affinity):
     @cached_property
     def typical_spread(self):
         """Largest entry less the smallest, in a sample of the rows."""
-        sample = self.F[:: 1 + len(self.F) // 64] @ self.G.T
-        return float(sample.max() - sample.min())
+        return float(sum(_extremes(self.F[:: 1 + self.n_rows // 64] @ self.G.T, self.group)))
+
+
+def _extremes(Z, group):
+    """Largest entry over all processes, and minus the smallest."""
+    if not Z.numel():
+        low, high = math.inf, -math.inf
+        return group.largest(Z.new_tensor([high, -low]))
+    low, high = torch.aminmax(Z)
+    return group.largest(torch.stack([high, -low]))

@@ -141,14 +141,14 @@ def train_flow(velocity, source, X, Y, draw, *, batch_size, ema, seed, n_steps, 
     averaged = AveragedModel(velocity, avg_fn=average)
     generator = torch.Generator().manual_seed(seed)
 
-    def terms():
+    def next_step():
         i, j = (torch.as_tensor(rows, device=X.device) for rows in draw(batch_size))
         x, z1 = X[i], Y[j]
         z0 = source.draw(x, generator)
         # one time in each of n equal parts of the unit interval, in no order
         start = torch.rand((), generator=generator)
         t = (start + torch.randperm(len(x), generator=generator) / len(x)).remainder(1).to(x)
-        return {"loss": flow_matching_loss(velocity, source.seen(x), z0, z1, t)}
+        return lambda: {"loss": flow_matching_loss(velocity, source.seen(x), z0, z1, t)}
 
     def recall():
         with torch.no_grad():
@@ -157,7 +157,7 @@ def train_flow(velocity, source, X, Y, draw, *, batch_size, ema, seed, n_steps, 
 
     parts = {"velocity": velocity, "averaged": averaged, "generator": generator, **(parts or {})}
     record = descend(
-        lambda: (list(velocity.parameters()), terms, parts),
+        lambda: (list(velocity.parameters()), next_step, parts),
         (averaged,),
         ["loss"],
         look=None if held_out is None else recall,

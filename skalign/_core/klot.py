@@ -5,7 +5,7 @@ import math
 import torch
 
 from .affinity import FactoredAffinity, StoredAffinity, check_features, check_matrix, full_precision
-from .sinkhorn import FLOOR, check_problem, solve
+from .sinkhorn import FLOOR, check_epsilon, check_problem, solve
 
 
 def klot(K, K_teacher, epsilon=0.05, epsilon_teacher=0.01, a=None, b=None, **options):
@@ -22,7 +22,7 @@ def klot(K, K_teacher, epsilon=0.05, epsilon_teacher=0.01, a=None, b=None, **opt
     K_teacher = check_matrix(K_teacher.detach()).to(K.dtype)
     a, b = check_problem(StoredAffinity(K), epsilon, a, b)
     rows, columns = a > 0, b > 0
-    if not (rows.all() and columns.all()):
+    if not (rows.all() & columns.all()):
         K, K_teacher, a, b = K[rows][:, columns], K_teacher[rows][:, columns], a[rows], b[columns]
     affinities = StoredAffinity(K.detach()), StoredAffinity(K_teacher)
     student, teacher = _solve_both(*affinities, epsilon, epsilon_teacher, a, b, **options)
@@ -40,12 +40,40 @@ def klot_from_features(F, G, F_teacher, G_teacher, epsilon=0.05, epsilon_teacher
     F_teacher, G_teacher = (Z.to(F.dtype) for Z in check_features(F_teacher.detach(), G_teacher.detach()))
     a, b = check_problem(FactoredAffinity(F, G), epsilon, a, b)
     rows, columns = a > 0, b > 0
-    if not (rows.all() and columns.all()):
+    if not (rows.all() & columns.all()):
         F, F_teacher, G, G_teacher = F[rows], F_teacher[rows], G[columns], G_teacher[columns]
         a, b = a[rows], b[columns]
     affinities = FactoredAffinity(F.detach(), G.detach()), FactoredAffinity(F_teacher, G_teacher)
     student, teacher = _solve_both(*affinities, epsilon, epsilon_teacher, a, b, **options)
     return _Klot.apply(_from_features, teacher, student, F, G), student, teacher
+
+
+def klot_of_shares(F, G, F_teacher, G_teacher, group, *, epsilon, epsilon_teacher, stores, **options):
+    """`klot_from_features` of rows that the processes of a group hold some of each, maybe none.
+
+    The plans are those of all rows of F with all of G. Of the matrices a process has the rows of its F, stored if `stores`;
+    all of G come to it. The value is the same in all of them; gradients are `group.size` times the share that one's own rows
+    have in them, so that their mean over the group is right, as it is of terms that all compute.
+    """
+    check_epsilon(epsilon)
+    G, G_teacher = group.all_rows(G), group.all_rows(G_teacher)
+    if stores:
+        one_pass, inputs = _from_matrix, (F @ G.T,)
+        affinity = StoredAffinity(inputs[0].detach(), group)
+        affinity_teacher = StoredAffinity(F_teacher @ G_teacher.T, group)
+    else:
+        one_pass, inputs = _from_features, (F, G)
+        affinity = FactoredAffinity(F.detach(), G.detach(), group)
+        affinity_teacher = FactoredAffinity(F_teacher, G_teacher, group)
+    a, b = (
+        torch.full((size,), 1 / of, dtype=torch.float64, device=F.device)
+        for size, of in ((len(F), affinity.n_rows), (len(G), len(G)))
+    )
+    student, teacher = _solve_both(affinity, affinity_teacher, epsilon, epsilon_teacher, a, b, **options)
+    value = _Klot.apply(one_pass, teacher, student, *inputs)
+    if value.requires_grad:
+        value.register_hook(lambda gradient: gradient * group.size)
+    return value, student, teacher
 
 
 def _solve_both(
@@ -63,7 +91,7 @@ def _solve_both(
     init_teacher=None,
 ):
     """Student's and teacher's plan; the teacher's tolerance is the student's if None, either may be given a start."""
-    check_problem(affinity_teacher, epsilon_teacher)
+    check_epsilon(epsilon_teacher)
     tol_teacher = tol if tol_teacher is None else tol_teacher
     teacher = solve(affinity_teacher, epsilon_teacher, a, b, tol=tol_teacher, max_iter=max_iter, init=init_teacher)
     # The gradient is exact only if both plans share their marginals, so the student is given those the teacher has.
@@ -100,7 +128,7 @@ def _from_matrix(teacher, student, needed, K):
         if gradient is not None:
             # Thm C.4: (P - P*) / epsilon with the student's epsilon (Thm 5.1 of the main text misprints it)
             torch.sub(P, T, out=gradient[rows]).div_(student.epsilon)
-    return value, [gradient]
+    return *student.affinity.group.total(value), [gradient]
 
 
 def _from_features(teacher, student, needed, F, G):
@@ -114,7 +142,7 @@ def _from_features(teacher, student, needed, F, G):
                 torch.mm(dK, G, out=dF[rows])
             if dG is not None:
                 dG.addmm_(dK.T, F[rows])
-    return value, [dF, dG]
+    return *student.affinity.group.total(value), [dF, dG]
 
 
 def _zero(result):

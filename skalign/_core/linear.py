@@ -55,26 +55,27 @@ def procrustes(A, B, n_components=None):
     return _paired_directions(A, B, A.s, B.s, np.ones_like(A.s), np.ones_like(B.s), n_components)
 
 
-def ridge_cca(A, B, reg, n_components=None, power=0.0):
+def ridge_cca(A, B, reg, n_components=None, power=0.0, cross=None):
     r"""Regularised canonical correlation analysis (SOTAlign, eq. 7 and Prop. C.2).
 
     With :math:`S_{xx} = A^T A / (p - 1) + \lambda_x I` and likewise :math:`S_{yy}`, the singular vectors of
     :math:`S_{xx}^{-1/2} S_{xy} S_{yy}^{-1/2} = U \,\mathrm{diag}(\rho)\, V^T` give, with q the power,
     :math:`W_x = S_{xx}^{-1/2} U \,\mathrm{diag}(\rho)^q` and :math:`W_y = S_{yy}^{-1/2} V \,\mathrm{diag}(\rho)^q`.
 
-    ``A`` and ``B`` are `ThinView`; ``reg`` is the pair :math:`(\lambda_x, \lambda_y)`.
+    ``A`` and ``B`` are `ThinView`; ``reg`` is the pair :math:`(\lambda_x, \lambda_y)`; ``cross`` is ``A.U.T @ B.U`` where it is
+    known, for many ridges on the same views.
     """
     scale_x = 1 / np.sqrt(A.eigenvalues + reg[0])
     scale_y = 1 / np.sqrt(B.eigenvalues + reg[1])
     root_x, root_y = np.sqrt(A.eigenvalues), np.sqrt(B.eigenvalues)
-    maps = _paired_directions(A, B, root_x * scale_x, root_y * scale_y, scale_x, scale_y, n_components)
+    maps = _paired_directions(A, B, root_x * scale_x, root_y * scale_y, scale_x, scale_y, n_components, cross)
     weight = np.clip(maps.s, 0, 1) ** power
     return maps._replace(W_x=maps.W_x * weight, W_y=maps.W_y * weight)
 
 
-def _paired_directions(A, B, inner_x, inner_y, outer_x, outer_y, n_components):
+def _paired_directions(A, B, inner_x, inner_y, outer_x, outer_y, n_components, cross=None):
     """SVD of ``diag(inner_x) U_a.T U_b diag(inner_y)``, mapped back to columns of A and B by the outer weights."""
-    core = inner_x[:, None] * (A.U.T @ B.U) * inner_y  # (r_x, r_y)
+    core = inner_x[:, None] * (A.U.T @ B.U if cross is None else cross) * inner_y  # (r_x, r_y)
     if core.size == 0:
         return LinearMaps(np.zeros((A.Vt.shape[1], 0)), np.zeros((B.Vt.shape[1], 0)), np.zeros(0))
     U, s, Vt = _robust_svd(core)

@@ -19,11 +19,13 @@ class StreamedRows:
 
     rows : has a length, `read_together`, and arrays of rows by slices.
     prepare : maps a float32 tensor (n, d) to rows as the heads take them; teacher : to unit rows of the teacher, or None.
+    own : a slice of the rows, the others being read by other processes; None if all are read here.
     """
 
     rows: object
     prepare: Callable
     teacher: Callable | None
+    own: slice | None = None
 
 
 class StreamedSampler:
@@ -57,7 +59,8 @@ class StreamedSampler:
     def _streams(self):
         for pool, size, seed in zip(self.pools, self.batch_sizes, self.seeds, strict=True):
             generator = torch.Generator().manual_seed(seed)
-            yield batches_of(pool.rows, size, generator, self.n_drawn, pinned=self.device.type == "cuda")
+            pinned = self.device.type == "cuda"
+            yield batches_of(pool.rows, size, generator, self.n_drawn, pinned=pinned, own=pool.own)
 
 
 def draw_order(n_rows, batch_size, read_together, generator):
@@ -95,23 +98,31 @@ def _shuffled(n_rows, batch_size, generator):
     return torch.randperm(n_rows, generator=generator)[: n_batches * batch_size].reshape(n_batches, batch_size)
 
 
-def batches_of(rows, batch_size, generator, n_skipped=0, pinned=False):
-    """Batches of rows as float32 tensors, after the first few, without end; one as large as the pool is all of it in order."""
+def batches_of(rows, batch_size, generator, n_skipped=0, pinned=False, own=None):
+    """Batches of rows as float32 tensors, after the first few, without end; one as large as the pool is all of it in order.
+
+    Of each batch there are the rows in the slice `own`, if there is one, which divides none that are read together; no others
+    are read.
+    """
+    start, stop, _ = (own or slice(None)).indices(len(rows))
     if batch_size >= len(rows):
-        everything = _tensor(rows[:].astype(np.float32), pinned)
+        everything = _tensor(rows[start:stop].astype(np.float32), pinned)
         while True:
             yield everything
     room = np.empty((0, rows.shape[1]), dtype=np.float32)
     for slices, batches in draw_order(len(rows), batch_size, rows.read_together, generator):
         n_skipped, batches = max(n_skipped - len(batches), 0), batches[n_skipped:].numpy()
         if len(batches):
-            ends = np.cumsum([part.stop - part.start for part in slices])
+            lengths = np.array([part.stop - part.start for part in slices])
+            reads = np.array([start <= part.start < stop for part in slices])
+            is_own, ends = np.repeat(reads, lengths), np.cumsum(lengths * reads)
             if len(room) < ends[-1]:
                 room = np.empty((ends[-1], rows.shape[1]), dtype=np.float32)
-            for part, end in zip(slices, ends, strict=True):
-                room[end - (part.stop - part.start) : end] = rows[part]
+            for k in np.flatnonzero(reads):
+                room[ends[k] - lengths[k] : ends[k]] = rows[slices[k]]
+            places = np.cumsum(is_own) - 1  # in the room
         for batch in batches:
-            yield _tensor(room[batch], pinned)
+            yield _tensor(room[places[batch[is_own[batch]]]], pinned)
 
 
 def _tensor(array, pinned):

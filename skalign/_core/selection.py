@@ -6,7 +6,7 @@ from .linear import ridge_cca, rounding_noise, thin_view
 from .ranks import best_match_ranks
 
 
-def cross_validated_ridge(A, B, pairs, groups, regs, *, n_components, power, n_folds, n_repeats, rng):
+def cross_validated_ridge(A, B, pairs, groups, regs, *, n_components, power, n_folds, n_repeats, n_enough, rng):
     """Held-out score of `ridge_cca` for each of some ridges.
 
     Parameters
@@ -24,25 +24,30 @@ def cross_validated_ridge(A, B, pairs, groups, regs, *, n_components, power, n_f
         Number of folds, cut down to the number of groups.
     n_repeats : int
         How often the pairs are dealt into folds anew.
+    n_enough : int
+        The folds end once so many pairs have been ranked.
     rng : numpy.random.RandomState
         Draws the folds.
 
     Returns
     -------
     scores : ndarray of shape (q,)
-        Mean reciprocal rank of the held-out pairs among themselves, both directions, averaged over pairs and
-        repeats; NaN if there are fewer than two groups.
+        Mean reciprocal rank of the held-out pairs among themselves, both directions, averaged over the pairs
+        ranked; NaN if there are fewer than two groups.
     """
     n_groups = groups.max() + 1
     n_folds = min(n_folds, n_groups)
     if n_folds < 2:
         return np.full(len(regs), np.nan)
-    scores = np.zeros(len(regs))
+    totals, n_ranked = np.zeros(len(regs)), 0
     for _ in range(n_repeats):
         fold = (rng.permutation(n_groups) % n_folds)[groups]  # (p,)
         for k in range(n_folds):
-            scores += _fold_scores(A, B, pairs, fold == k, regs, n_components, power) / (n_repeats * len(pairs))
-    return scores
+            totals += _fold_scores(A, B, pairs, fold == k, regs, n_components, power)
+            n_ranked += np.count_nonzero(fold == k)
+            if n_ranked >= n_enough:
+                return totals / n_ranked
+    return totals / n_ranked
 
 
 def _fold_scores(A, B, pairs, test, regs, n_components, power):
@@ -57,10 +62,10 @@ def _fold_scores(A, B, pairs, test, regs, n_components, power):
     held_a, held_b = (A[test][a_rows] - mean_a) @ thin_a.Vt.T, (B[test][b_rows] - mean_b) @ thin_b.Vt.T
     # from here on in the coordinates of the training part, which are fewer than the columns where pairs are few
     short_a, short_b = (thin._replace(Vt=np.eye(len(thin.s))) for thin in (thin_a, thin_b))
-    local = np.column_stack([a_of, b_of])
+    local, cross = np.column_stack([a_of, b_of]), thin_a.U.T @ thin_b.U
     scores = np.empty(len(regs))
     for i, reg in enumerate(regs):
-        maps = ridge_cca(short_a, short_b, reg, n_components, power)
+        maps = ridge_cca(short_a, short_b, reg, n_components, power, cross)
         scores[i] = _mean_reciprocal_rank(held_a @ maps.W_x, held_b @ maps.W_y, local)
     return scores * np.count_nonzero(test)
 

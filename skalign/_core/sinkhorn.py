@@ -14,6 +14,10 @@ until it is the wanted one.
 
 Marginals that give way (`relaxation`) move with the potentials, at a mass that is kept: rows are exact if they are what
 phi lets them be, columns are compared with their *target*, which is b where they are held. The mass comes last.
+
+The rows of an affinity may be spread over processes (`distributed`). Each then has phi and a model of its own rows, and what
+is summed over rows is summed over processes too; so psi and all that is decided by are the same in all of them. Marginals
+are held there.
 """
 
 import math
@@ -145,7 +149,7 @@ def solve(affinity, epsilon, a, b, rho_a=math.inf, rho_b=math.inf, *, tol, max_i
     """`sinkhorn` on an affinity and marginals that were checked."""
     with torch.no_grad(), full_precision(affinity.device):
         rows, columns = a > 0, b > 0
-        if rows.all() and columns.all():
+        if rows.all() & columns.all():  # one number to wait for on a GPU
             return _solve(affinity, epsilon, a, b, (rho_a, rho_b), tol, max_iter, init)
         init = None if init is None else torch.as_tensor(init)[columns]
         reduced = affinity.select(rows, columns), epsilon, a[rows], b[columns], (rho_a, rho_b)
@@ -159,14 +163,13 @@ def solve(affinity, epsilon, a, b, rho_a=math.inf, rho_b=math.inf, *, tol, max_i
 
 def check_problem(affinity, epsilon, a=None, b=None, rho_a=math.inf, rho_b=math.inf):
     """Refuse an ill-posed problem; fill in uniform marginals. Marginals come in float64."""
-    if not epsilon > 0 or math.isinf(epsilon):
-        raise ValueError(f"`epsilon` must be positive and finite, but it is {epsilon}. Typical values are 0.01 to 0.1.")
+    check_epsilon(epsilon)
     for name, rho in (("rho_a", rho_a), ("rho_b", rho_b)):
         if not rho > 0:
             raise ValueError(f"`{name}` must be positive, but it is {rho}. Pass infinity to hold the marginal.")
     n, m = affinity.shape
     a, b = _marginal(a, n, affinity, "a"), _marginal(b, m, affinity, "b")
-    mass_a, mass_b = float(a.sum()), float(b.sum())
+    mass_a, mass_b = torch.stack([a.sum(), b.sum()]).tolist()
     if min(rho_a, rho_b) < math.inf:
         return a, b
     if not math.isclose(mass_a, mass_b, rel_tol=1e-4):
@@ -175,6 +178,12 @@ def check_problem(affinity, epsilon, a=None, b=None, rho_a=math.inf, rho_b=math.
             "or relax one by a finite `rho_a` or `rho_b`."
         )
     return a, b * (mass_a / mass_b)
+
+
+def check_epsilon(epsilon):
+    """Refuse a temperature that is none."""
+    if not epsilon > 0 or math.isinf(epsilon):
+        raise ValueError(f"`epsilon` must be positive and finite, but it is {epsilon}. Typical values are 0.01 to 0.1.")
 
 
 def _marginal(weights, size, affinity, name):
@@ -350,11 +359,15 @@ class _Memory:
 
 def _first_psi(affinity, scale, a, b):
     """Column potentials to begin with, from some of the rows: no column starts out of reach."""
-    rows = slice(None, None, 1 + affinity.shape[0] // 1024)
+    rows = slice(None, None, 1 + affinity.n_rows // 1024)
     columns, log_a = affinity.select(rows).transposed(), a[rows].log2().to(affinity.dtype)
-    totals = torch.empty_like(b)
-    for block_rows in columns.row_blocks():
+    totals = torch.full_like(b, -math.inf)
+    for block_rows in columns.row_blocks() if len(log_a) else ():
         totals[block_rows] = _log2_sum(*_exp2_rows(columns.scaled_rows(block_rows, scale, log_a)))
+    if affinity.group.size > 1:
+        top = affinity.group.largest(totals)
+        (sums,) = affinity.group.total((totals - top).exp2())
+        totals = top + sums.log2()
     return b.log2() - totals
 
 
@@ -395,6 +408,7 @@ def _sweep(affinity, scale, psi, a, b, former, relaxation=RIGID):
     if relaxation.rows:
         column_sums *= a.sum() / column_sums.sum()
     row_sums, level = _row_sums(phi, a, relaxation)
+    column_sums, level = affinity.group.total(column_sums, level)
     column_sums = _positive(column_sums)
     target, log_target, *measures = _measures(phi, psi, level, column_sums, a, b, relaxation)
     state = _State(*torch.stack(measures).tolist(), phi, psi, column_sums, row_sums, target, log_target)
@@ -404,7 +418,7 @@ def _sweep(affinity, scale, psi, a, b, former, relaxation=RIGID):
 
 def _row_sums(phi, a, relaxation):
     """What the rows sum to where phi would make it a, and the level of their sums at phi = 0 (see `tilted`)."""
-    return (a, 0.0) if relaxation == RIGID else tilted(a, a.log2() - phi, relaxation.rows)
+    return (a, -(a @ phi)) if relaxation == RIGID else tilted(a, a.log2() - phi, relaxation.rows)
 
 
 def _exact_phi(phi, a, relaxation):
@@ -423,11 +437,10 @@ def _measures(phi, psi, level, column_sums, a, b, relaxation):
     """Target of the columns and its log2; error and dual objective, over the mass."""
     mass = b.sum()
     if relaxation == RIGID:
-        target, log_target, dual = b, b.log2(), a @ phi + b @ psi
+        target, log_target, height = b, b.log2(), b @ psi
     else:
         target, log_target, height = _target(b, psi - b.log2(), relaxation)
-        dual = height - level
-    return target, log_target, (column_sums - target).abs().sum() / mass, dual / mass
+    return target, log_target, (column_sums - target).abs().sum() / mass, (height - level) / mass
 
 
 def _target(weights, excess, relaxation):
@@ -452,9 +465,10 @@ def _log2_sum(top, total):
 
 def _new_model(affinity, block, former):
     """All rows of the plan if there is room; else its large entries if they are few; else some rows."""
-    n, m = affinity.shape
+    n, m = affinity.n_rows, affinity.shape[1]
     on_cuda = affinity.device.type == "cuda"
-    stride = 1 if affinity.is_stored else -(-n * m // _ROOM["cuda" if on_cuda else "cpu"])
+    room = _ROOM["cuda" if on_cuda else "cpu"] * affinity.group.size
+    stride = 1 if affinity.is_stored else -(-n * m // room)
     if stride == 1:
         return _WholePlan(affinity, former)
     large = None if on_cuda or (former and former.lost > _LOST) else _large_entries(affinity, block, former)
@@ -463,12 +477,14 @@ def _new_model(affinity, block, former):
 
 def _large_entries(affinity, block, former=None):
     """A model of large entries if, by some rows, they are few and have most of the mass; else None."""
-    n, m = affinity.shape
+    n, m = affinity.n_rows, affinity.shape[1]
     some = block[:: 1 + len(block) // 16]
     for bits in _BITS:
         large = some.ge(2.0**-bits)
-        fits = float(large.float().mean()) * n * m <= 0.9 * _LargeEntries.room(affinity.shape)
-        if fits and 1 - float((some * large).sum()) / len(some) <= _LOST:
+        found = large.sum(), (some * large).sum(), torch.tensor(len(some))
+        n_large, mass, n_some = (float(total) for total in affinity.group.total(*found))
+        fits = n_large / n_some * n <= 0.9 * _LargeEntries.room((n, m))
+        if fits and 1 - mass / n_some <= _LOST:
             return _LargeEntries(affinity, bits, former)
     return None
 
@@ -515,7 +531,7 @@ class _WholePlan(_Model):
     def __init__(self, affinity, former):
         self.affinity = affinity
         self.G = self.memory = _memory(former, _WholePlan, lambda: affinity.empty(affinity.shape[0]))
-        self.wait = _WAIT if self.G.numel() < _SMALL else 0
+        self.wait = _WAIT if affinity.n_rows * affinity.shape[1] < _SMALL else 0
 
     @cached_property
     def part(self):
@@ -544,7 +560,9 @@ class _WholePlan(_Model):
         growth = (self.G @ v.to(self.G.dtype)).to(v.dtype)  # of the row sums
         phi = self.base.phi - growth.log2() - shift
         row_sums, level = _row_sums(phi, a, relaxation)
-        column_sums = _positive(v * (self.G.T @ (row_sums / growth).to(self.G.dtype)).to(v.dtype))
+        column_sums = v * (self.G.T @ (row_sums / growth).to(self.G.dtype)).to(v.dtype)
+        column_sums, level = self.affinity.group.total(column_sums, level)
+        column_sums = _positive(column_sums)
         target, log_target, *measures = _measures(phi, psi, level, column_sums, a, b, relaxation)
         error, dual, extent = torch.stack([*measures, high - low]).tolist()
         if extent > 2 * _REACH:
@@ -566,7 +584,7 @@ class _SomeRows(_Model):
     trust = 0.02  # share of the error that is left if the model is solved exactly
 
     def __init__(self, affinity, stride, former):
-        self.stride = stride
+        self.stride, self.group = stride, affinity.group
         self.G = self.memory = _memory(former, _SomeRows, lambda: affinity.empty(-(-affinity.shape[0] // stride)))
 
     def keep(self, rows, block):
@@ -586,8 +604,8 @@ class _SomeRows(_Model):
     def row_sums(self, v):
         return (self.G @ v.to(self.G.dtype)).to(v.dtype)
 
-    def column_sums(self, u):
-        return (self.G.T @ u.to(self.G.dtype)).to(u.dtype)
+    def column_sums(self, u, level):
+        return self.group.total((self.G.T @ u.to(self.G.dtype)).to(u.dtype), level)
 
 
 class _LargeEntries(_Model):
@@ -600,7 +618,7 @@ class _LargeEntries(_Model):
     trust = 0.01
 
     def __init__(self, affinity, bits, former):
-        self.shape, self.bits, room = affinity.shape, bits, self.room(affinity.shape)
+        self.affinity, self.shape, self.bits, room = affinity, affinity.shape, bits, self.room(affinity.shape)
         self.dtype = np.float32 if affinity.dtype == torch.float32 else np.float64
         self.memory = _memory(former, _LargeEntries, lambda: (np.empty(room, self.dtype), np.empty(room, np.int32)))
         self.values, self.columns = self.memory
@@ -614,7 +632,7 @@ class _LargeEntries(_Model):
     @property
     def reach(self):
         """log2: a move by which an entry left out may become as large as its row."""
-        return min(float(self.bits), _REACH)
+        return min(self.least_bits, _REACH)
 
     def keep(self, rows, block):
         entries = block.numpy().ravel()
@@ -646,9 +664,12 @@ class _LargeEntries(_Model):
         self.v = torch.ones_like(state.psi) if v is None else v
         self.scale = torch.ones_like(a) if row_sums is None else 1 / row_sums
         self.row_rest = (1 - self._large_row_sums(torch.ones_like(self.v))).clamp_(min=0)
-        self.column_rest = (state.column_sums - self._large_column_sums(a)).clamp_(min=0)
-        self.lost = float(self.row_rest.mean())
-        self.row_rest /= max(float(a @ self.row_rest), 1e-30) ** 0.5
+        sums = self._large_column_sums(a), self.row_rest.sum(), a @ self.row_rest
+        large_sums, lost, rest = self.affinity.group.total(*sums)
+        self.lost = float(lost) / self.affinity.n_rows
+        self.least_bits = -float(self.affinity.group.largest(torch.tensor(-float(self.bits))))
+        self.column_rest = (state.column_sums - large_sums).clamp_(min=0)
+        self.row_rest /= max(float(rest), 1e-30) ** 0.5
         self.column_rest /= max(float(self.column_rest.sum()), 1e-30) ** 0.5
 
     def target(self, b, sums, column_sums):
@@ -658,8 +679,9 @@ class _LargeEntries(_Model):
     def row_sums(self, v):
         return self._large_row_sums(v) + self.row_rest * (self.column_rest @ v)
 
-    def column_sums(self, u):
-        return self._large_column_sums(u) + self.column_rest * (self.row_rest @ u)
+    def column_sums(self, u, level):
+        large, rest, level = self.affinity.group.total(self._large_column_sums(u), self.row_rest @ u, level)
+        return large + self.column_rest * rest, level
 
     def _large_row_sums(self, v):
         return self.scale * self._times(self.G, self.v * v)
@@ -686,7 +708,8 @@ def _solve_columns(model, state, b, relaxation, wanted):
         v = move.exp2()
         growth = model.row_sums(v)
         row_sums, level = tilted(model.a, growth.log2(), relaxation.rows)
-        sums = v * model.column_sums(row_sums / growth)
+        sums, level = model.column_sums(row_sums / growth, level)
+        sums *= v
         if relaxation.rows:
             sums = _positive(sums)  # rows with an entry here may have no mass
         if weights is None:

@@ -1,16 +1,20 @@
 """The training loop of the alignment heads (SOTAlign, algorithm 1). Knows torch, knows nothing of estimators."""
 
 import contextlib
+import copy
 import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch.nn.functional import normalize
-from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
+from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LinearLR, SequentialLR
 
 from .affinity import full_precision
+from .distributed import ALONE
+from .divergences import Divergence
 from .heads import random_numbers
 from .lion import Lion
 from .objectives import Batch
@@ -18,6 +22,7 @@ from .ranks import recalls
 from .reading import StreamedRows, StreamedSampler
 
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "lion": Lion}
+_NO_MEMORY = "DefaultCPUAllocator"  # what torch's word begins with on the CPU, where it has no exception of its own
 
 
 @dataclass(frozen=True)
@@ -26,7 +31,8 @@ class TrainingViews:
 
     A, B : (p, d_x), (p, d_y) pairs, row by row; `pairs` (p, 2) says which samples the rows are.
     X, Y : (u_x, d_x), (u_y, d_y) unpaired rows; F_teacher, G_teacher : (u_x, k), (u_y, k) unit rows of the teacher. Where the
-    rows do not fit into memory, X and Y are `StreamedRows`, which bring their teacher along.
+    rows do not fit into memory, X and Y are `StreamedRows`, which bring their teacher along. Of rows that other processes hold
+    some of, `shares` has a `Share` of X and one of Y.
     held_out : None, or rows of X and of Y never trained on and the pairs (q, 2) among them.
     """
 
@@ -37,7 +43,15 @@ class TrainingViews:
     Y: torch.Tensor | StreamedRows | None = None
     F_teacher: torch.Tensor | None = None
     G_teacher: torch.Tensor | None = None
+    shares: tuple | None = None
     held_out: tuple | None = None
+
+
+class Share(NamedTuple):
+    """Which of `n_rows` rows are there: those in the slice `own`."""
+
+    own: slice
+    n_rows: int
 
 
 @dataclass
@@ -51,7 +65,7 @@ class TrainingRecord:
     curves: dict = field(default_factory=dict)
     n_iter: int = 0
     best_iter: int | None = None
-    ended: str = "completed"  # or "stopped early", "interrupted", "diverged"
+    ended: str = "completed"  # or "stopped early", "interrupted", "diverged", "out of memory"
 
     def state_dict(self):
         """All of it, as torch's modules give theirs."""
@@ -70,10 +84,11 @@ def train_heads(
     *,
     batch_size: int,
     batch_size_unpaired: tuple[int, int],
+    dtype: torch.dtype,
     optimizer: type,
     learning_rate: float,
     weight_decay: float,
-    warmup: float,
+    warmup: float | None,
     max_iter: int,
     n_iter_no_change: int,
     validation_interval: int,
@@ -82,19 +97,27 @@ def train_heads(
     report: Callable,
     checkpoint=None,
     parts=None,
+    group=ALONE,
 ) -> TrainingRecord:
     """Minimise an objective over both heads, in place.
 
-    See `descend`, of which this is the form for two heads. `parts` are those, by name, that a checkpoint keeps beyond what is
-    seen here.
+    See `descend`, of which this is the form for two heads. They, and nothing else, run under autocast to `dtype`. `parts` are
+    those, by name, that a checkpoint keeps beyond what is seen here.
     """
+    buffers = [*head_x.buffers(), *head_y.buffers()]
     device, reading = views.A.device, contextlib.ExitStack()
 
-    def embed_x(rows):
-        return unit_rows(head_x(rows))
+    def embedder(head):
+        def embed_rows(rows):
+            # without a cache, which would keep the weights of the first step: it is emptied where the outermost autocast
+            # ends, and `undisturbed` is around us
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False):
+                Z = head(rows)
+            return unit_rows(Z.float())
 
-    def embed_y(rows):
-        return unit_rows(head_y(rows))
+        return embed_rows
+
+    embed_x, embed_y = embedder(head_x), embedder(head_y)
 
     def prepare():
         generator = torch.Generator().manual_seed(seed)
@@ -103,11 +126,15 @@ def train_heads(
         seen = {"head_x": head_x, "head_y": head_y, "objective": objective, **samplers}
         if views.held_out is not None:
             head_x.train(), head_y.train()  # as a look leaves them, so that a training that is resumed has them alike
-        return parameters, lambda: objective(embed_x, embed_y, draw()), seen | (parts or {})
+        group.align([parameter.data for parameter in parameters] + buffers)
+        return parameters, lambda: functools.partial(objective, embed_x, embed_y, draw()), seen | (parts or {})
+
+    def save_memory():
+        return any(part.stream() for part in objective.modules() if isinstance(part, Divergence))
 
     look = None
     if views.held_out is not None:
-        look = functools.partial(_held_out_recall, head_x, head_y, views.held_out)
+        look = functools.partial(_held_out_recall, head_x, head_y, views.held_out, group)
     with reading:
         return descend(
             prepare,
@@ -123,7 +150,10 @@ def train_heads(
             validation_interval=validation_interval,
             announce=announce,
             report=report,
+            after_step=lambda: group.align(buffers),  # of which each process had a say of its own
+            save_memory=save_memory,
             checkpoint=checkpoint,
+            group=group,
         )
 
 
@@ -144,20 +174,26 @@ def descend(
     announce=lambda: None,
     clip=None,
     after_step=lambda: None,
+    save_memory=lambda: False,
     checkpoint=None,
+    group=ALONE,
 ) -> TrainingRecord:
     """Take steps down a loss; whatever ends them, `modules` are left in the state that the record keeps.
 
-    ``prepare()`` returns the parameters to train, a function that computes the terms of the next batch, among them "loss",
-    and by name all parts whose state a step changes: modules, samplers, generators. ``look()`` is the score of `modules` on
-    held-out data, or None; `clip` bounds the norm of the gradient; and ``after_step()`` is called when the parameters have
-    moved. ``announce()`` is called before every step and ``report(record)`` after it; if that returns something true,
-    training stops early. A `checkpoint` gives the parts the state of a training that was killed (``restore(parts)``, False
-    if there is none) and is offered theirs after every step.
+    ``prepare()`` returns the parameters to train, a function that draws the next batch and returns one that computes its
+    terms, among them "loss", and by name all parts whose state a step changes: modules, samplers, generators. ``look()`` is
+    the score of `modules` on held-out data, or None; `clip` bounds the norm of the gradient; and ``after_step()`` is called
+    when the parameters have moved. ``announce()`` is called before every step and ``report(record)`` after it; if that
+    returns something true, training stops early. Where memory does not suffice for a step, ``save_memory()`` may see to it
+    that steps need less from now on, and if it returns True the step is tried again; else that ends the training, and is an
+    error if there is no step to keep. A `checkpoint` gives the parts the state of a training that was killed
+    (``restore(parts)``, False if there is none) and is offered theirs after every step. The processes of a `group` go down
+    the mean of their gradients, step by step; where memory does not suffice for one of them, that is an error.
     """
     record = TrainingRecord(_snapshot(*modules), {name: [] for name in names})
     try:
-        parameters, next_terms, parts = prepare()
+        parameters, next_step, parts = prepare()
+        changeable = list(parts.values())
         stepper = optimizer(parameters, lr=learning_rate, weight_decay=weight_decay)
         schedule = _warm_cosine(stepper, warmup, max_iter)
         parts |= {"optimizer": stepper, "schedule": schedule, "record": record}
@@ -166,24 +202,25 @@ def descend(
             record.curves["validation"], record.best_iter = [look()], 0
         while record.ended == "completed" and record.n_iter < max_iter:
             announce()
-            terms = next_terms()
-            loss = terms["loss"]
-            stepper.zero_grad()
-            loss.backward()
+            terms = _differentiated(next_step(), stepper, changeable, save_memory)
+            terms = group.averaged(parameters, terms)
             if clip is not None:
                 torch.nn.utils.clip_grad_norm_(parameters, clip)
             stepper.step()
             schedule.step()
             # Lion steps by signs, which hide a NaN, so the weights alone would not tell
-            if not _all_finite(loss, *parameters, *(p.grad for p in parameters if p.grad is not None)):
+            finite = _all_finite(terms["loss"], *parameters, *(p.grad for p in parameters if p.grad is not None))
+            # all that is read of a step is read at once: a GPU waits for that
+            *values, is_finite = torch.stack([*terms.values(), finite]).tolist()
+            if not is_finite:
                 record.ended = "diverged"
                 break
             after_step()
             if look is None:
                 record.kept = _snapshot(*modules)
             record.n_iter += 1
-            for name, value in terms.items():
-                record.curves[name].append(float(value.detach()))
+            for name, value in zip(terms, values, strict=True):
+                record.curves[name].append(value)
             if look is not None and _time_to_look(record.n_iter, validation_interval, max_iter):
                 score, best = look(), max(record.curves["validation"])
                 record.curves["validation"].append(score)
@@ -197,7 +234,16 @@ def descend(
             elif checkpoint is not None:  # not where a listener stops: who resumes may listen to another
                 checkpoint.step(parts, record.n_iter, is_last)
     except KeyboardInterrupt:
+        if group.size > 1:  # the others may be at another step
+            raise
         record.ended = "interrupted"
+    except (RuntimeError, MemoryError) as error:
+        if group.size > 1 or not _is_about_memory(error):
+            raise
+        if record.n_iter == 0:
+            error.add_note("Not one step of the training fits into memory: lower its batch sizes.")
+            raise
+        record.ended = "out of memory"
     for module, state in zip(modules, record.kept, strict=True):
         module.load_state_dict(state)
     return record
@@ -229,10 +275,15 @@ def undisturbed(device, seed):
 
 
 class _Sampler:
-    """Draws batches of row numbers without replacement, epoch after epoch; a batch as large as the pool is all of it."""
+    """Draws batches of row numbers without replacement, epoch after epoch; a batch as large as the pool is all of it.
 
-    def __init__(self, n_rows, batch_size, generator, device):
-        self.n_rows, self.batch_size = n_rows, min(batch_size, n_rows)
+    Where only a `Share` of the rows is there, what is returned are their numbers among these.
+    """
+
+    def __init__(self, n_rows, batch_size, generator, device, share=None):
+        self.share = share
+        self.n_rows = n_rows if share is None else share.n_rows
+        self.batch_size = min(batch_size, self.n_rows)
         self.generator, self.device = generator, device
         self.order = torch.empty(0, dtype=torch.long)
 
@@ -254,6 +305,9 @@ class _Sampler:
         if len(self.order) < self.batch_size:
             self.order = torch.randperm(self.n_rows, generator=self.generator)
         batch, self.order = self.order[: self.batch_size], self.order[self.batch_size :]
+        if self.share is not None:
+            start, stop = self.share.own.start, self.share.own.stop
+            batch = batch[(start <= batch) & (batch < stop)] - start
         return batch.to(self.device)
 
 
@@ -284,8 +338,11 @@ def _draw_unpaired(views, batch_sizes, generator, reading):
     if isinstance(views.X, StreamedRows):
         sampler = StreamedSampler(views.X, views.Y, batch_sizes, generator, views.A.device, reading)
         return sampler, {"draw_unpaired": sampler}
-    draw_x = _Sampler(len(views.X), batch_sizes[0], generator, views.A.device)
-    draw_y = _Sampler(len(views.Y), batch_sizes[1], generator, views.A.device)
+    shares = views.shares or (None, None)
+    draw_x, draw_y = (
+        _Sampler(len(rows), size, generator, views.A.device, share)
+        for rows, size, share in zip((views.X, views.Y), batch_sizes, shares, strict=True)
+    )
 
     def draw():
         i, j = draw_x(), draw_y()
@@ -305,7 +362,9 @@ def _matches(pairs):
 
 
 def _warm_cosine(stepper, warmup, max_iter):
-    """Linear warm-up over a fraction of the steps, then a cosine down to 0."""
+    """Linear warm-up over a fraction of the steps, then a cosine down to 0; one rate throughout if the fraction is None."""
+    if warmup is None:
+        return ConstantLR(stepper, 1.0)
     n_warm = min(math.ceil(warmup * max_iter), max_iter - 1)
     cosine = CosineAnnealingLR(stepper, max(max_iter - n_warm, 1))
     if n_warm == 0:
@@ -313,8 +372,55 @@ def _warm_cosine(stepper, warmup, max_iter):
     return SequentialLR(stepper, [LinearLR(stepper, 1 / (n_warm + 1), 1.0, n_warm), cosine], [n_warm])
 
 
+def _differentiated(compute, stepper, parts, save_memory):
+    """The terms that ``compute()`` gives, without their graph; the gradients of "loss" are left in the parameters.
+
+    If memory does not suffice and ``save_memory()`` returns True, all is done again from what it was.
+    """
+
+    def differentiate():
+        stepper.zero_grad()
+        terms = compute()
+        terms["loss"].backward()
+        return {name: value.detach() for name, value in terms.items()}
+
+    take_back = _remembered(parts)
+    try:
+        return differentiate()
+    except (RuntimeError, MemoryError) as error:
+        take_back()
+        if not (_is_about_memory(error) and save_memory()):
+            raise
+    return differentiate()  # out here, where the error has gone, whose frames hold the tensors that were too many
+
+
+def _remembered(parts):
+    """A function that undoes what computing a loss may change: buffers and extra state of modules, states of generators."""
+    modules = [part for part in parts if isinstance(part, torch.nn.Module)]
+    generators = [part for part in parts if isinstance(part, torch.Generator)]
+    states = [copy.deepcopy(_without_weights(module)) for module in modules]
+    numbers = [generator.get_state() for generator in generators]
+
+    def take_back():
+        for module, state in zip(modules, states, strict=True):
+            module.load_state_dict(state, strict=False)
+        for generator, state in zip(generators, numbers, strict=True):
+            generator.set_state(state)
+
+    return take_back
+
+
+def _without_weights(module):
+    weights = {name for name, _ in module.named_parameters()}
+    return {name: value for name, value in module.state_dict().items() if name not in weights}
+
+
+def _is_about_memory(error):
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or _NO_MEMORY in str(error)
+
+
 def _all_finite(*tensors):
-    return bool(torch.stack([torch.isfinite(Z).all() for Z in tensors]).all())
+    return torch.stack([torch.isfinite(Z).all() for Z in tensors]).all()
 
 
 def _snapshot(*modules):
@@ -325,9 +431,9 @@ def _time_to_look(n_iter, interval, max_iter):
     return n_iter % interval == 0 or n_iter == max_iter
 
 
-def _held_out_recall(head_x, head_y, held_out):
-    """Mean of the six recalls on held-out pairs."""
+def _held_out_recall(head_x, head_y, held_out, group):
+    """Mean of the six recalls on held-out pairs, as the first process of a group finds it."""
     X, Y, pairs = held_out
     F, G = embed(head_x, X, X.device), embed(head_y, Y, Y.device)
     head_x.train(), head_y.train()
-    return float(recalls(F.numpy(), G.numpy(), pairs).mean())
+    return group.first(float(recalls(F.numpy(), G.numpy(), pairs).mean()))

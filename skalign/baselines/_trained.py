@@ -25,6 +25,7 @@ class _TrainedRival(TrainedAligner):
     optimizer, warmup = "adamw", 0.1
     early_stopping, n_iter_no_change = False, 1
     warm_start = False
+    precision = "float32"
     batch_size_unpaired = 0  # of those that draw none
     _uses_unpaired = True
 

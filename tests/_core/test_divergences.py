@@ -83,6 +83,16 @@ def test_large_batches_never_form_their_affinities(rows, monkeypatch):
     assert judge.worst_error["teacher"] > 0
 
 
+def test_streaming_says_whether_the_next_call_needs_less_memory(rows, monkeypatch):
+    judge = divergence("klot")
+    assert not judge.stream()  # nothing was held as yet
+    dense = judge(*rows)
+    assert judge.stream()
+    monkeypatch.setattr(divergences, "klot", None)
+    assert_allclose(judge(*rows), dense, **LAW[np.float64])
+    assert not judge.stream()
+
+
 def test_rows_that_come_again_start_where_they_ended(rows, monkeypatch):
     n_iter, judge = [], divergence("klot", tol=1e-6, tol_teacher=1e-6)
 

@@ -15,11 +15,11 @@ def row_by_row(p):
     return np.column_stack([np.arange(p), np.arange(p)])
 
 
-def select(A, B, pairs=None, groups=None, regs=RIDGES, seed=0, **changes):
+def select(A, B, pairs=None, groups=None, regs=RIDGES, seed=0, rng=None, **changes):
     pairs = row_by_row(len(A)) if pairs is None else pairs
     groups = np.arange(len(A)) if groups is None else groups
-    settings = {"n_components": None, "power": 0.5, "n_folds": 5, "n_repeats": 2, **changes}
-    return cross_validated_ridge(A, B, pairs, groups, regs, rng=np.random.RandomState(seed), **settings)
+    settings = {"n_components": None, "power": 0.5, "n_folds": 5, "n_repeats": 2, "n_enough": np.inf, **changes}
+    return cross_validated_ridge(A, B, pairs, groups, regs, rng=rng or np.random.RandomState(seed), **settings)
 
 
 def noiseless(rng, p=60):
@@ -109,6 +109,16 @@ def test_scores_equal_plain_loops_over_held_out_parts(rng, held_out, n_component
     assert_allclose(scores, expected, **LAW[np.float64])
 
 
+@pytest.mark.parametrize(("n_enough", "n_looked_at"), [(1, 1), (12, 1), (13, 2), (60, 5), (61, 6), (1000, 10)])
+def test_folds_end_once_enough_pairs_are_ranked(rng, held_out, n_enough, n_looked_at):
+    A, B = noisy(rng)
+    scores = select(A, B, n_enough=n_enough)
+    looked_at = held_out.copy()
+    assert len(looked_at) == n_looked_at
+    parts = [selection._fold_scores(A, B, row_by_row(60), test, RIDGES, None, 0.5) for test in looked_at]
+    assert_allclose(scores, np.mean(parts, axis=0) / 12, **LAW[np.float64])  # a fold has 12 of the 60 pairs
+
+
 def test_groups_are_never_split(rng, held_out):
     A, B, pairs, groups = with_shared_rows(rng)
     select(A, B, pairs, groups, n_folds=4, n_repeats=3)
@@ -144,13 +154,8 @@ def test_seed_decides(rng):
 
 def test_one_generator_serves_all_repeats(rng, held_out):
     A, B = noisy(rng)
-    stream, i = np.random.RandomState(0), np.arange(60)
-    once = [
-        cross_validated_ridge(
-            A, B, row_by_row(60), i, RIDGES, n_components=None, power=0.5, n_folds=5, n_repeats=1, rng=stream
-        )
-        for _ in range(2)
-    ]
+    stream = np.random.RandomState(0)
+    once = [select(A, B, n_repeats=1, rng=stream) for _ in range(2)]
     assert_allclose(select(A, B, seed=0, n_repeats=2), np.mean(once, axis=0), **LAW[np.float64])
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from torch import nn
 from torch.nn.functional import normalize
 
-from skalign._core import training
+from skalign._core import divergences, training
 from skalign._core.divergences import Divergence
 from skalign._core.heads import build_head
 from skalign._core.lion import Lion
@@ -67,6 +68,7 @@ def trained(views, *, pair=None, alpha=0.0, divergence=None, **changes):
     options = {
         "batch_size": 9,
         "batch_size_unpaired": (17, 19),
+        "dtype": torch.float32,
         "optimizer": torch.optim.AdamW,
         "learning_rate": 0.01,
         "weight_decay": 0.0,
@@ -171,8 +173,8 @@ def test_scale_and_bias_are_learned(views):
     assert loss[-1] < 0.95 * loss[0]
 
 
-def sampler(n_rows, batch_size, seed=0):
-    return training._Sampler(n_rows, batch_size, torch.Generator().manual_seed(seed), torch.device("cpu"))
+def sampler(n_rows, batch_size, seed=0, share=None):
+    return training._Sampler(n_rows, batch_size, torch.Generator().manual_seed(seed), torch.device("cpu"), share)
 
 
 def test_every_epoch_draws_every_row_once():
@@ -191,6 +193,17 @@ def test_batches_of_an_epoch_share_no_row():
         assert len({*first.tolist(), *second.tolist()}) == 8
         seen |= {*first.tolist()}
     assert seen == set(range(11))
+
+
+def test_shares_of_a_batch_are_the_batch():
+    shares = [slice(0, 0), slice(0, 5), slice(5, 11)]
+    draw, of_shares = (
+        sampler(11, 4),
+        [sampler(own.stop - own.start, 4, share=training.Share(own, 11)) for own in shares],
+    )
+    for _ in range(10):
+        drawn = [at + own.start for at, own in zip((draw() for draw in of_shares), shares, strict=True)]
+        assert_array_equal(torch.cat(drawn).sort().values, draw().sort().values)
 
 
 @pytest.mark.parametrize("batch_size", [12, 13, 10**6])
@@ -447,6 +460,218 @@ def test_given_views_are_left_as_they_were(views):
     trained(views, alpha=1.0, divergence=klot())
     for name, Z in before.items():
         assert torch.equal(getattr(views, name), Z)
+
+
+# the type the heads compute in -------------------------------------------------------------------------------------
+
+
+def head_that_tells(told, d_in):
+    class Head(nn.Linear):
+        def forward(self, rows):
+            Z = super().forward(rows)
+            told.append((self.training, rows.dtype, Z.dtype))
+            return Z
+
+    return Head(d_in, 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_heads_alone_compute_in_the_type_asked_for(views, held_out, dtype):
+    told, seen = [], []
+
+    class Spy(Divergence):
+        def forward(self, *rows):
+            seen.extend(Z.dtype for Z in rows[:4])
+            seen.append(torch.is_autocast_enabled("cpu"))
+            return super().forward(*rows)
+
+    pair = head_that_tells(told, 7), head_that_tells(told, 11)
+    divergence = Spy("klot", 0.1, 0.1, tol=1e-4, tol_teacher=1e-4, max_iter=100)
+    run = trained(with_held_out(views, held_out), pair=pair, alpha=1.0, divergence=divergence, dtype=dtype, max_iter=3)
+    assert {Z for training, _, Z in told if training} == {dtype}
+    assert {Z for training, _, Z in told if not training} == {torch.float32}  # a look at the held-out pairs
+    assert {rows for _, rows, _ in told} == {torch.float32}
+    assert set(seen) == {torch.float32, False}
+    assert {Z.dtype for state in run.states for Z in state} == {torch.float32}
+    assert {p.grad.dtype for head in pair for p in head.parameters()} == {torch.float32}
+
+
+def test_bfloat16_is_the_same_within_another_autocast(views):
+    """Whose end would empty a cache of the weights, and not before."""
+    alone = trained(views, dtype=torch.bfloat16)
+    with training.undisturbed(CPU, None):
+        within = trained(views, dtype=torch.bfloat16)
+    assert same(alone.states[-1], within.states[-1])
+
+
+def test_bfloat16_learns_what_float32_learns(views):
+    settings = {"alpha": 1.0, "max_iter": 60, "batch_size": 24, "learning_rate": 0.03}
+    full, half = (
+        trained(views, divergence=klot(), dtype=dtype, **settings) for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert not same(full.states[-1], half.states[-1])
+    curves = [run.record.curves["loss"] for run in (full, half)]
+    assert_allclose(curves[1], curves[0], rtol=0.05)
+    assert curves[1][-1] < 0.8 * curves[1][0]
+
+
+# memory that does not suffice --------------------------------------------------------------------------------------
+
+
+class Scarce(Divergence):
+    """KLOT that runs out of memory at some calls, from 1 on: before it does anything, after all of it, or going backward."""
+
+    def __init__(self, failing, when="before", error=torch.OutOfMemoryError):
+        super().__init__("klot", 0.1, 0.1, tol=1e-4, tol_teacher=1e-4, max_iter=100)
+        self.failing, self.when, self.error, self.n_calls, self.seen = failing, when, error, 0, []
+
+    def forward(self, *batch):
+        self.n_calls += 1
+        fails = self.n_calls in self.failing
+        self.seen.append((self.streams, *(Z.detach().clone() for Z in batch[:4])))
+        if fails and self.when == "before":
+            self._held_matrices = not self.streams
+            raise self.error("CUDA out of memory.")
+        value = super().forward(*batch)
+        if fails and self.when == "after":
+            raise self.error("CUDA out of memory.")
+        if fails:
+            value.register_hook(self._fail)
+        return value
+
+    def _fail(self, gradient):
+        raise self.error("CUDA out of memory.")
+
+
+class StreamsFrom(Divergence):
+    """KLOT that works from the features from a call on, without anything happening."""
+
+    def __init__(self, call):
+        super().__init__("klot", 0.1, 0.1, tol=1e-4, tol_teacher=1e-4, max_iter=100)
+        self.call, self.n_calls = call, 0
+
+    def forward(self, *batch):
+        self.n_calls += 1
+        self.streams = self.n_calls >= self.call
+        return super().forward(*batch)
+
+
+def drawing_head(d_in, seed=0):
+    """A head with buffers and with random numbers of torch's."""
+    return nn.Sequential(build_head("linear", d_in, 4, seed), nn.BatchNorm1d(4), nn.Dropout(0.2))
+
+
+def run_in_scarcity(views, divergence, **settings):
+    pair = drawing_head(7), drawing_head(11, 1)
+    settings = {"optimizer": torch.optim.AdamW, "max_iter": 9} | settings
+    with training.undisturbed(CPU, 0) as parts:
+        return trained(views, pair=pair, alpha=1.0, divergence=divergence, parts=parts, **settings)
+
+
+@pytest.mark.parametrize("when", ["before", "after", "backward"])
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError])
+@pytest.mark.parametrize("sizes", [(17, 19), (40, 50)])  # all rows: then a plan starts from the one before
+def test_a_step_out_of_memory_is_taken_again_from_the_features_and_nothing_else_differs(views, when, error, sizes):
+    scarce = Scarce({4}, when, error)
+    run = run_in_scarcity(views, scarce, batch_size_unpaired=sizes)
+    expected = run_in_scarcity(views, StreamsFrom(4), batch_size_unpaired=sizes)
+    assert run.record.ended == "completed"
+    assert [streams for streams, *_ in scarce.seen] == [False] * 4 + [True] * 6
+    for first, again in zip(scarce.seen[3][1:], scarce.seen[4][1:], strict=True):
+        assert torch.equal(first, again)
+    for one, other in zip(run.states, expected.states, strict=True):
+        assert same(one, other)
+    assert run.record.curves == expected.record.curves
+
+
+def test_the_worst_errors_do_not_count_a_step_twice(views):
+    scarce = Scarce({4}, "backward")
+    scarce.options["max_iter"] = 1
+    run = run_in_scarcity(views, scarce)
+    assert run.record.n_iter == 9
+    assert scarce.n_unconverged == {"student": 9, "teacher": 9}
+
+
+def test_torch_on_the_cpu_says_it_in_words_of_its_own(views):
+    def full(message):
+        return RuntimeError(
+            f"[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: {message}"
+        )
+
+    run = run_in_scarcity(views, Scarce({4}, error=full))
+    assert run.record.ended == "completed"
+    with pytest.raises(RuntimeError) as refused:
+        torch.empty(10**15)
+    assert training._is_about_memory(refused.value)
+    with pytest.raises(RuntimeError) as refused:
+        torch.eye(2) @ torch.eye(3)
+    assert not training._is_about_memory(refused.value)
+
+
+@pytest.mark.parametrize("failing", [{4, 5}, {2, 5}])  # streaming is not enough; it was once, and later is not
+def test_where_streaming_is_not_enough_the_last_complete_step_is_kept(views, failing):
+    run = run_in_scarcity(views, Scarce(failing))
+    assert run.record.ended == "out of memory"
+    assert run.record.n_iter == len(run.record.curves["loss"]) == 3
+    assert same(state(run.heads), run.states[3])
+
+
+def test_where_not_one_step_fits_the_error_says_what_to_do(views):
+    with pytest.raises(torch.OutOfMemoryError, match="lower its batch sizes"):
+        run_in_scarcity(views, Scarce({1, 2}))
+
+
+@pytest.mark.parametrize("name", ["info_nce", "cka"])
+def test_divergences_that_cannot_stream_are_not_tried_again(views, name):
+    class Scarce(Divergence):
+        n_calls = 0
+
+        def forward(self, *batch):
+            self.n_calls += 1
+            if self.n_calls == 4:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return super().forward(*batch)
+
+    scarce = Scarce(name, 0.1, 0.1, tol=1e-4, tol_teacher=1e-4, max_iter=100)
+    run = trained(views, alpha=1.0, divergence=scarce)
+    assert (run.record.ended, run.record.n_iter, scarce.n_calls) == ("out of memory", 3, 4)
+
+
+def test_an_optimizer_out_of_memory_ends_the_training_at_the_last_complete_step(views):
+    steps = []
+
+    class Hungry(torch.optim.SGD):
+        def step(self):
+            super().step()
+            steps.append(1)
+            if len(steps) == 4:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    run = run_in_scarcity(views, klot(), optimizer=Hungry)
+    assert (run.record.ended, run.record.n_iter) == ("out of memory", 3)
+    assert same(state(run.heads), run.states[3])
+
+
+def test_a_checkpoint_knows_that_memory_did_not_suffice(views):
+    scarce, again = Scarce({1}), klot()
+    run_in_scarcity(views, scarce, max_iter=1)
+    again.set_extra_state(scarce.get_extra_state())
+    assert again.streams
+
+
+def test_matrices_of_a_step_are_gone_before_the_next(views, monkeypatch):
+    held = []
+
+    def spy(*args, **kwargs):
+        assert not [affinity for affinity in held if affinity() is not None]
+        value, student, teacher = original(*args, **kwargs)
+        held.extend(weakref.ref(result.affinity) for result in (student, teacher))
+        return value, student, teacher
+
+    original = divergences.klot
+    monkeypatch.setattr(divergences, "klot", spy)
+    assert trained(views, alpha=1.0, divergence=klot(), max_iter=4).record.n_iter == 4
+    assert len(held) == 8
 
 
 def test_weight_decay_shrinks_the_weights(views):

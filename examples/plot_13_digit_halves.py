@@ -36,7 +36,8 @@ print(
 # With ``source="noise"`` the flow carries noise to a right half, given the left one: `sample` draws several, and
 # `transform` is the mean of eight. The cost by which lone halves are matched is chosen on held-out pairs.
 
-flow = BridgeFlow(source="noise", max_iter=800, random_state=0)
+max_iter = 800
+flow = BridgeFlow(source="noise", max_iter=max_iter, random_state=0)
 flow.fit(left[paired], right[paired], X_unpaired=left[left_alone], Y_unpaired=right[right_alone])
 print("held-out pairs, mean reciprocal rank by cost:", {name: round(mrr, 3) for name, mrr in flow.cv_scores_.items()})
 

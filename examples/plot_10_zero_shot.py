@@ -44,10 +44,11 @@ print(f"right: {from_words:.1%}; always the largest group: {largest:.1%}")
 # The rival is told the groups of some of the 300 pictures: a logistic regression on picture embeddings, five draws each.
 
 rng = np.random.default_rng(0)
+n_draws = 5
 n_labels = [20, 40, 80, 150, 300]
-from_labels = np.empty((len(n_labels), 5))
+from_labels = np.empty((len(n_labels), n_draws))
 for i, n in enumerate(n_labels):
-    for j in range(5):
+    for j in range(n_draws):
         rows = rng.permutation(n_pairs)[:n]
         rival = LogisticRegression(max_iter=1000).fit(data.X[rows], data.group_X[rows])
         from_labels[i, j] = rival.score(data.X_test, data.group_test)

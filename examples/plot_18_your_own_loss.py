@@ -31,12 +31,14 @@ frozen = teacher.to_torch()
 # ---------------
 # Pairs by SigLIP, batches of unpaired rows by a function of two affinities.
 
+max_iter = 50
 
-def train(divergence, steps=50):
+
+def train(divergence):
     """Heads that start at the teacher and are held to it by this divergence."""
     heads, generator = teacher.to_torch(), torch.Generator().manual_seed(0)
     optimizer = torch.optim.AdamW(heads.parameters(), lr=5e-4, weight_decay=1e-5)
-    for _ in range(steps):
+    for _ in range(max_iter):
         U = X[n_pairs + torch.randperm(len(X) - n_pairs, generator=generator)[:384]]
         V = Y[n_pairs + torch.randperm(len(Y) - n_pairs, generator=generator)[:384]]
         with torch.no_grad():
@@ -84,7 +86,9 @@ def bottleneck(d_in, d_out):
     return torch.nn.Sequential(torch.nn.Linear(d_in, 64), torch.nn.Linear(64, d_out))
 
 
-aligner = SOTAlignTransformer(head=bottleneck, learning_rate=3e-3, max_iter=60, batch_size_unpaired=384, random_state=0)
+aligner = SOTAlignTransformer(
+    head=bottleneck, learning_rate=3e-3, max_iter=max_iter, batch_size_unpaired=384, random_state=0
+)
 aligner.fit(data.X, data.Y, data.paired_idx)
 found["head of 64 dimensions"] = 100 * mean_recall(*aligner.transform(data.X_test, names))
 

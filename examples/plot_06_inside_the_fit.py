@@ -20,11 +20,12 @@ from skalign.datasets import load_emoji
 from skalign.plotting import LossCurveDisplay, PlanDisplay
 
 data = load_emoji()
+max_iter = 150
 aligner = SOTAlignTransformer(
     CCATeacher(reg=0.03),
     init="random",
     learning_rate=3e-3,
-    max_iter=150,
+    max_iter=max_iter,
     batch_size_unpaired=512,
     early_stopping=True,
     random_state=0,

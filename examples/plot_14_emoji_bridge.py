@@ -38,7 +38,8 @@ print(
 # pairs, and the flow starts around the ridge regression of the text. That default was found with these emoji among
 # others, so the lead over the ridge is no measurement on fresh data.
 
-flow = BridgeFlow(max_iter=600, random_state=0).fit(texts, pictures, pairs)
+max_iter = 600
+flow = BridgeFlow(max_iter=max_iter, random_state=0).fit(texts, pictures, pairs)
 print("held-out pairs, mean reciprocal rank by cost:", {name: round(mrr, 3) for name, mrr in flow.cv_scores_.items()})
 ridge = RidgeCV(np.logspace(-4, 3, 15)).fit(texts[pairs[:, 0]], pictures[pairs[:, 1]])
 

@@ -186,6 +186,7 @@ def test_a_batch_holds_the_teachers_rows_of_its_own_rows(data, tmp_path, teacher
     monkeypatch.setattr("skalign._sotalign.Divergence", lambda *_, **__: spy)
     monkeypatch.setattr(SOTAlignTransformer, "_warn_of_plans", lambda *_: None)
     monkeypatch.setattr(spy, "worst_error", {}, raising=False)
+    monkeypatch.setattr(spy, "takes_shares", False, raising=False)
     settings = {"learning_rate": 1e-12, "teacher": teacher, "max_iter": 3}
     aligner = fitted(data, on_disk(data, tmp_path), SOTAlignTransformer, **settings)
     X, Y = data.pools.values()

@@ -73,7 +73,7 @@ def work(options):
         n_features_x=options.columns,
         n_features_y=options.columns,
         n_latent=min(64, options.columns),
-        noise=1.0,
+        noise=0.3,
         random_state=0,
     )
     X, Y = data.X.astype(np.float32), data.Y.astype(np.float32)

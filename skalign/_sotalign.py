@@ -412,8 +412,8 @@ class SOTAlignTransformer(TrainedAligner):
         -----
         After each call `transform` is that of the heads so far, drawn back by `teacher_weight` to where the first call has
         started them; the next goes on from the heads before that. What it needs stays in the estimator, in pickles and files,
-        too, all of it NumPy: the pairs, up to 2,048 other rows of either view, drawn evenly from all that came by, both heads,
-        and the state of the optimizer. `loss_curve_` and `n_iter_` go on from call to call. A later `fit` starts anew, or with
+        too, all of it NumPy: the pairs, up to 2,048 rows of either view, drawn evenly from all that came by, both heads, and
+        the state of the optimizer. `loss_curve_` and `n_iter_` go on from call to call. A later `fit` starts anew, or with
         `warm_start` from these heads. After a `fit`, the first call goes on from its heads, and `teacher_weight` does nothing.
         Callbacks and `checkpoint_dir` are not looked at.
 
@@ -762,7 +762,8 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
         """Train further on the rows of a stream: once over those of this call, all of which may be forgotten then.
 
         See :meth:`SOTAlignTransformer.partial_fit`, of which this is the form for raw embeddings. Preprocessing is that of the
-        first call; give it rows enough to tell. The anchors of the hubness correction are rows drawn evenly from all calls.
+        first call; give it rows enough to tell. The anchors of the hubness correction are drawn evenly from the rows of all
+        calls of `partial_fit`, and move with the heads.
 
         Parameters
         ----------

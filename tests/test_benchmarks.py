@@ -406,3 +406,32 @@ def test_ranks_do_beside_one_process_what_that_does(monkeypatch, capsys):
     alone, together = (float(cell.split()[0]) for cell in rows["recall"].split(" | ")[1:3])
     assert abs(alone - together) <= 0.002
     assert float(table.split("loss curves: ")[1]) < 1e-4
+
+
+def test_sizes_are_measured_beside_what_is_counted(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    sizing = benchmark("sizing")
+    small = ["--rows", "600", "--pairs", "30", "--components", "8", "--max-iter", "3"]
+    monkeypatch.setattr(sys, "argv", ["sizing.py", "--batches", "512", "--columns", "16", "12", *small])
+    sizing.main()
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| 512 | 12 |")]
+    _, _, peak, counted, seconds, flop, iterations = (float(cell) for cell in row.strip("| ").split("|"))
+    assert counted == round(sizing.count(600, 12, 8, 512, 30)["peak"] / 1e6)
+    assert 0 < peak < 100
+    assert seconds > 0
+    assert iterations >= 2  # a plan of the student and one of the teacher
+    assert flop == round(8 * 512 * 8 * (12 + 512) / 1e9, 1)
+
+
+def test_ranks_share_rows_and_kernel_and_hold_all_of_the_other_view(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    sizing = benchmark("sizing")
+    whole, shared = (sizing.count(1e6, 64, 32, 4096, 500, ranks=ranks) for ranks in (1, 8))
+    assert shared["kernel"] == whole["kernel"] / 8
+    assert shared["host"] == whole["host"] / 8
+    assert shared["device"] > whole["device"] / 8
+    assert shared["network"] == 4 * 4 * 4096 * 32 > whole["network"] == 0
+    monkeypatch.setattr(sys, "argv", ["sizing.py", "--counted"])
+    sizing.main()
+    assert capsys.readouterr().out.count("\n| 100,000,000 |") == 4

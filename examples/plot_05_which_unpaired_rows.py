@@ -108,6 +108,7 @@ ax.spines[["top", "right"]].set_visible(False)
 plt.show()
 
 # %%
-# As in the paper, nearer pools gain more. What the distance does not see is whether the pools suit one another: rows from other
-# factors lie as near as rows like the pairs, and gain nearly as much where both views have them, but much less where one has.
-# A teacher that is good on the pairs' own ground is still of use on near ground: no mix here is, in the mean, worse than none.
+# As in the paper, nearer pools gain more. The dotted line is what the teacher has over training without a pool, where heads
+# overfit the pairs: for mixes below it the teacher alone is better. What the distance does not see is whether the pools suit
+# one another: rows of other factors lie as near as rows like the pairs, and gain nearly as much where both views have them, but
+# much less where one has. So it is a first look at a pool, no substitute for recall on pairs held out.

@@ -102,5 +102,5 @@ ax.spines[["top", "right"]].set_visible(False)
 plt.show()
 
 # %%
-# Left on disk, pools take the same memory however many rows they have; read into memory, ten times what the files take, since a fit
-# makes copies in higher precision. :doc:`/user_guide/scaling` tells what else may be a pool, and what must be in memory still.
+# Left on disk, pools take the same memory however many rows they have; read into memory, ten times what the files take, since
+# a fit makes copies in higher precision. :doc:`/user_guide/scaling` tells what else may be a pool, and what must be in memory.

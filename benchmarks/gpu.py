@@ -167,7 +167,7 @@ def print_steps(rows, options):
         cells = ["out of memory", "", "", ""]
         if found:
             base = eager.get(n)
-            ratios = [f"{found[key] / base[key]:.2g}" if base else "" for key in ("seconds", "peak")]
+            ratios = [f"{found[key] / base[key]:.3g}" if base else "" for key in ("seconds", "peak")]
             cells = [f"{found['seconds']:.3g}", ratios[0], f"{found['peak'] / 1024:.3g}", ratios[1]]
         print("| " + " | ".join(map(str, (n, method, *cells))) + " |")
 

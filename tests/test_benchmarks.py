@@ -379,7 +379,7 @@ def test_steps_and_precisions_stand_in_tables_with_their_ratios(monkeypatch, cap
         ["| 90", "features"],
     ]
     assert eager[3] == "1"
-    assert float(features[3]) == pytest.approx(float(features[2]) / float(eager[2]), rel=0.05)
+    assert float(features[3]) == pytest.approx(float(features[2]) / float(eager[2]), rel=0.02)  # three digits each
     assert larger[3] == ""
     assert precisions == [
         ["| float32", "10.50 ± 0.71", "0.00 ± 0.00 |"],
@@ -418,7 +418,7 @@ def test_sizes_are_measured_beside_what_is_counted(monkeypatch, capsys):
     (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| 512 | 12 |")]
     _, _, peak, counted, seconds, flop, iterations = (float(cell) for cell in row.strip("| ").split("|"))
     assert counted == round(sizing.count(600, 12, 8, 512, 30)["peak"] / 1e6)
-    assert 0 < peak < 100
+    assert peak < 100
     assert seconds > 0
     assert iterations >= 2  # a plan of the student and one of the teacher
     assert flop == round(8 * 512 * 8 * (12 + 512) / 1e9, 1)

@@ -75,7 +75,7 @@ ax.set_ylabel("MeanR@1")
 plt.show()
 
 # %%
-# As in the paper, SOTAlign is ahead of SAIL, at 20 pairs within the spread. The paper reports a lead of up to ten points between
-# 1,000 and 10,000 pairs; here it is two points at most, and a CCA with CSLS is level. Twice the pairs bring more than any other
-# of these methods, and the curves still rise at 300, where the band closes: there is but one way to draw all pairs. How SAIL
+# As in the paper, SOTAlign is ahead of SAIL, at 20 pairs within the spread. The paper reports a lead of up to ten points
+# between 1,000 and 10,000 pairs; here it is two points at most, and a CCA with CSLS is level. More pairs bring more than
+# another method, and the curves still rise at 300, where the band closes: there is but one way to draw all pairs. How SAIL
 # catches up with ever more of them is beyond these data; figures on Flickr8k are in :doc:`/benchmarks`.

@@ -81,12 +81,10 @@ for seed in range(n_draws):
         reader = KNeighborsClassifier(10).fit(aligner.transform(X), np.concatenate(types[:2]))
         right = reader.score(aligner.transform_y(Y_test), types[3])
         found[name].append((100 * foscttm(*aligner.transform(X_test, Y_test)), 100 * right))
-print(f"{'percent, ' + str(n_draws) + ' draws':20}{'FOSCTTM':>12}{'types':>14}")
+print(f"{'':20}{'FOSCTTM, %':>14}{'types, %':>14}")
 for name, figures in found.items():
-    print(
-        f"{name:20}"
-        + "".join(f"{m:8.1f} ± {s:3.1f}" for m, s in zip(np.mean(figures, 0), np.std(figures, 0), strict=True))
-    )
+    (apart, right), (apart_std, right_std) = np.mean(figures, axis=0), np.std(figures, axis=0)
+    print(f"{name:20}{apart:8.1f} ± {apart_std:3.1f}{right:8.1f} ± {right_std:3.1f}")
 
 # %%
 # Who is matched
@@ -102,13 +100,7 @@ for rows, pool, marker in ((flow.transform(X), 1, "o"), (Y, 2, "x")):
     at = plane.transform(rows[200:])
     left.scatter(*at.T, c=[colors[kind] for kind in types[pool]], marker=marker, s=14, lw=0.8, alpha=0.7)
 for kind, color in colors.items():
-    left.scatter(
-        [],
-        [],
-        color=color,
-        s=30,
-        label=f"{kind}, RNA alone" if kind == "E" else f"{kind}, ATAC alone" if kind == "F" else kind,
-    )
+    left.scatter([], [], s=30, color=color, label={"E": "E, RNA alone", "F": "F, ATAC alone"}.get(kind, kind))
 left.legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.02))
 left.set(title="dots: RNA, carried over; crosses: ATAC", xticks=[], yticks=[])
 

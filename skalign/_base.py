@@ -49,9 +49,10 @@ def restored_on_error(estimator):
 def fit_within(estimator, views, pairs, random_state):
     """Fit an aligner inside the fit of another, on these pairs; without a seed of its own it takes one from there.
 
-    So a fit with one seed is one fit, what is nested included.
+    So a fit with one seed is one fit, what is nested included. Where there is none, what is nested draws its own.
     """
-    if getattr(estimator, "random_state", 0) is None and not isinstance(estimator, FrozenEstimator):
+    unseeded = getattr(estimator, "random_state", 0) is None and not isinstance(estimator, FrozenEstimator)
+    if unseeded and random_state is not None:
         estimator.set_params(random_state=check_random_state(random_state).randint(2**31 - 1))
     pools = {"X_unpaired": views.X_pool, "Y_unpaired": views.Y_pool}
     given = {name: pool for name, pool in pools.items() if pool is not None}
@@ -236,7 +237,7 @@ class BaseAligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             )
         X, Y, pairs, *_ = read_pairs(X, Y, to_numpy(paired_idx), whole=sample_weight is not None)
         views = judge_pairs(self._check_x(X, allow_nan=True), self._check_y(Y, allow_nan=True), pairs)
-        if paired_idx is None and len(views.pairs) == self._table_size_:
+        if paired_idx is None and len(views.pairs) == self._table_size_ > self.n_pairs_:
             warnings.warn(
                 f"`score` takes all {self._table_size_} rows for pairs, but of a table with as many rows only {self.n_pairs_} "
                 "were paired in `fit`. If it is the same, pass `paired_idx` here, too; through a pipeline or search that needs "

@@ -175,7 +175,7 @@ def hashed(value):
         return joblib.hash(value)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise ValueError(
-            "A checkpoint is found again by the parameters, and ranks that train together compare theirs, but one of them has "
+            "Ranks that train together compare their parameters, and a checkpoint is found again by them, but one of them has "
             f"no name that lasts ({error.args[0]}). Define what you give (a head, an optimizer, a teacher) at the top level of "
             "a module, not in a function or as a lambda."
         ) from error

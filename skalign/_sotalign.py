@@ -205,8 +205,10 @@ class SOTAlignTransformer(TrainedAligner):
     Steps and batches are those of one process. With ``divergence="klot"`` each rank prepares, holds and embeds its own share of
     the unpaired rows, and the rows of the plans that belong to it; the rest, and other divergences, all compute alike. Rank 0
     alone warns, shows progress, calls callbacks, and keeps checkpoints, from which any number of ranks goes on. When a rank
-    raises (Ctrl-C too) or dies, the others end with a `RuntimeError` within a minute. In threads and child processes, as of a
-    search with ``n_jobs=2``, a fit is of one process.
+    raises (Ctrl-C too) or dies, the others end with a `RuntimeError` within a minute. In threads and in workers of joblib or
+    multiprocessing, as of a search with ``n_jobs=2``, a fit is of one process. Ranks compare their parameters, so what you give
+    of your own must have a name that can be pickled. Batch normalisation takes its statistics from a rank's own rows. A step
+    for which a rank lacks memory is not tried again.
 
     References
     ----------
@@ -405,6 +407,8 @@ class SOTAlignTransformer(TrainedAligner):
             As in `fit`; if the first call, or the first after a `fit`, which keeps no rows, brings no pairs; with
             `early_stopping`; or if a step makes the weights infinite. Whatever ends a call before its time, Ctrl-C too,
             leaves the estimator as it was.
+        MemoryError
+            If a step does not fit into memory, not even from the features.
         OSError
             If rows that are not in memory cannot be read.
 
@@ -415,7 +419,7 @@ class SOTAlignTransformer(TrainedAligner):
         too, all of it NumPy: the pairs, up to 2,048 rows of either view, drawn evenly from all that came by, both heads, and
         the state of the optimizer. `loss_curve_` and `n_iter_` go on from call to call. A later `fit` starts anew, or with
         `warm_start` from these heads. After a `fit`, the first call goes on from its heads, and `teacher_weight` does nothing.
-        Callbacks and `checkpoint_dir` are not looked at.
+        Callbacks, `checkpoint_dir` and `distributed` are not looked at: each process trains for itself.
 
         A stream differs from a `fit` on the same rows in its means and teacher if ``center="all"``, in the order the rows come
         in, and in the number of steps: give rows again for more of them.
@@ -439,6 +443,13 @@ class SOTAlignTransformer(TrainedAligner):
                 "tells when to stop."
             )
         given = self._judge_further(X, Y, paired_idx, X_unpaired, Y_unpaired)
+        if hasattr(self, "x_head_") and (
+            self.head != self.head_ or self.n_components not in (None, self.n_components_)
+        ):
+            raise ValueError(
+                f"`partial_fit` goes on with the heads there are, {self.head_!r} of {self.n_components_} columns, but now "
+                f"head={self.head!r} and n_components={self.n_components}. Set them back, or begin anew with a clone."
+            )
         if not hasattr(self, "_stream") and len(given.pairs) == 0:
             raise ValueError(
                 "The first call of `partial_fit` must bring pairs, also after `fit`, which keeps no rows, but it brings none. "
@@ -477,17 +488,19 @@ class SOTAlignTransformer(TrainedAligner):
         """The teacher, fitted unless it is already."""
         if self.teacher_ is None:
             teacher = CCATeacher() if self.teacher is None else clone(self.teacher)
-            with alone():
-                teacher = fit_within(teacher, views, pairs, random_state)
-            self.teacher_ = current().first(teacher)  # lest rounding makes different ones
+            group = current()
+            if group.is_first:
+                with alone():
+                    teacher = fit_within(teacher, views, pairs, random_state)
+            self.teacher_ = group.first(teacher)
         return self.teacher_
 
     def _warn_of_plans(self, divergence, n_plans):
         if divergence.streams:
             warnings.warn(
-                "Memory did not suffice for a step with the affinities of the unpaired batch formed. It was taken again, as "
-                "were the steps after it, from the features, which takes less memory and more time; nothing learned was "
-                f"lost. To avoid it lower `batch_size_unpaired`, now {self.batch_size_unpaired}.",
+                "Memory did not suffice for a step with the affinities of the unpaired batch formed. It was tried again "
+                "from the features, as are all steps after such a one, which takes less memory and more time; nothing learned "
+                f"was lost. To avoid it lower `batch_size_unpaired`, now {self.batch_size_unpaired}.",
                 UserWarning,
                 stacklevel=5,
             )
@@ -606,6 +619,8 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
     ConvergenceWarning
         If plans missed their tolerance, a step made the weights infinite or did not fit into memory, or `fit` was interrupted
         by Ctrl-C. The estimator is fitted all the same, with the best state so far.
+    UserWarning
+        If a step was tried again because memory did not suffice.
 
     Notes
     -----
@@ -703,7 +718,7 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
         Parameters
         ----------
         X, Y : array-like of shape (n_x, d_x) and (n_y, d_y)
-            Views. A row that is NaN throughout is a missing sample.
+            Views, in memory or not, such as paths of ``.npy`` files. A row that is NaN throughout is a missing sample.
         paired_idx : None, bool (n,), int (p,) or int (p, 2), default=None
             Which rows belong together, by zero-based position; labels of a frame are not read. None: row i of X and row i of Y,
             except missing ones. A boolean mask is the form that is safe inside cross-validation. The rows in no pair are

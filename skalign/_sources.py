@@ -199,23 +199,19 @@ class OtherRows(Rows):
     """Rows without some of them, whose numbers are `left_out`, ascending."""
 
     def __init__(self, rows, left_out):
-        self.rows, self.left_out = rows, left_out
+        self.rows = rows
         self.shape = (len(rows) - len(left_out), rows.shape[1])
+        self._n_before = left_out - np.arange(len(left_out))  # rows that stay before each one left out
         self.dtype, self.read_together = rows.dtype, rows.read_together
 
     def check(self):
         self.rows.check()
 
     def _read(self, start, stop):
-        if start >= stop:
-            return self.rows[:0]
-        first, end = self._number(start), self._number(stop - 1) + 1
-        left_out = self.left_out[slice(*np.searchsorted(self.left_out, [first, end]))]
-        return np.delete(self.rows[first:end], left_out - first, axis=0)
-
-    def _number(self, k):
-        """Of the k-th row that is not left out."""
-        return k + int(np.searchsorted(self.left_out - np.arange(len(self.left_out)), k, side="right"))
+        stay = np.arange(start, stop)
+        numbers = stay + np.searchsorted(self._n_before, stay, side="right")
+        is_run = len(numbers) and numbers[-1] - numbers[0] == len(numbers) - 1
+        return self.rows[numbers[0] : numbers[-1] + 1] if is_run else self.rows[numbers]
 
 
 class MappedRows(Rows):

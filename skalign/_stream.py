@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from sklearn.utils import check_random_state
 
+from ._core.rows import distinct_rows
+
 _N_REMEMBERED = 2048  # rows of either view, as many as the hubness correction has anchors
 
 
@@ -65,8 +67,12 @@ class Stream(NamedTuple):
 
     def with_pairs(self, given, rng):
         """The stream after the pairs of a call; those it knows, by the content of their rows, change nothing."""
-        X, x_of = _each_once(np.concatenate([self.X[self.pairs[:, 0]], given.X_pairs]))
-        Y, y_of = _each_once(np.concatenate([self.Y[self.pairs[:, 1]], given.Y_pairs]))
+        X, Y = (
+            np.concatenate(rows)
+            for rows in ((self.X[self.pairs[:, 0]], given.X_pairs), (self.Y[self.pairs[:, 1]], given.Y_pairs))
+        )
+        (x_first, x_of), (y_first, y_of) = distinct_rows(X), distinct_rows(Y)
+        X, Y = X[x_first], Y[y_first]
         pairs = np.column_stack([x_of, y_of])
         return self._replace(
             X=X,
@@ -114,13 +120,6 @@ class Continued:
 def even(n_rows, batch_size):
     """The size of equal batches, at most `batch_size`, into which rows fall; fewer rows than batches are left over."""
     return n_rows // -(-n_rows // batch_size)
-
-
-def _each_once(rows):
-    """The distinct rows, in the order they come in, and which of them each row is."""
-    number = {}
-    which = np.array([number.setdefault(row.tobytes(), len(number)) for row in rows], dtype=np.int64)
-    return rows[np.unique(which, return_index=True)[1]], which
 
 
 def _array(value):

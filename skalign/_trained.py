@@ -216,7 +216,7 @@ class TrainedAligner(CallbackSupportMixin, BaseAligner):
         x_head, y_head = _drawn_back(record.kept, starts, teacher_weight)
         self.x_head_, self.y_head_ = to_arrays(x_head), to_arrays(y_head)
         curves = getattr(self, "loss_curve_", {})
-        self.loss_curve_ = {name: curves.get(name, []) + curve for name, curve in record.curves.items()}
+        self.loss_curve_ = curves | {name: curves.get(name, []) + curve for name, curve in record.curves.items()}
         self.n_iter_ = getattr(self, "n_iter_", 0) + record.n_iter
         self.best_iter_, self.n_pairs_ = None, len(stream.pairs)
 
@@ -671,6 +671,11 @@ def refuse_ending(record):
         raise ValueError(
             f"Expected rows that can be learned from, but a step made the weights infinite after {record.n_iter} steps on "
             "the rows of this call. The estimator is as it was before it. Lower `learning_rate`, or leave these rows out."
+        )
+    if record.ended == "out of memory":
+        raise MemoryError(
+            f"Memory did not suffice for the step after {record.n_iter} steps on the rows of this call. The estimator is as it "
+            "was before it. Lower the batch sizes."
         )
 
 

@@ -7,7 +7,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 
-from skalign import CCATeacher, ContrastiveTeacher, HubnessCorrection
+from skalign import CCATeacher, ContrastiveTeacher, HubnessCorrection, SOTAlignTransformer
 from skalign._core.hubness import LocalScaling
 from skalign.datasets import load_emoji, make_two_views
 from skalign.metrics import foscttm
@@ -96,3 +96,11 @@ def test_it_helps_cca_on_emoji():
     corrected = HubnessCorrection(FrozenEstimator(plain), random_state=0).fit(data.X, data.Y, data.paired_idx)
     before, after = (foscttm(*e.transform(data.X_test, data.Y_test), data.test_idx) for e in (plain, corrected))
     assert after < before - 0.01
+
+
+def test_without_a_seed_what_is_nested_draws_its_own():
+    data = make_two_views(30, 20, 20, random_state=0)
+    nested = SOTAlignTransformer(max_iter=1)
+    for seed in (None, 0):
+        fitted = HubnessCorrection(nested, random_state=seed).fit(data.X, data.Y, data.paired_idx)
+        assert (fitted.estimator_.random_state is None) == (seed is None)

@@ -20,7 +20,7 @@ import skalign._sources
 from skalign import BridgeFlow, CCATeacher, ContrastiveTeacher, CrossModalRetriever, SOTAlign, SOTAlignTransformer
 from skalign._core.reading import StreamedRows, StreamedSampler, batches_of, draw_order
 from skalign._pairs import read_pairs
-from skalign._sources import StoredRows, stored_rows
+from skalign._sources import OtherRows, StoredRows, stored_rows
 from skalign.baselines import SUE
 from skalign.datasets import make_two_views
 
@@ -549,3 +549,14 @@ def test_whole_numbers_are_no_place_for_an_embedding(data):
     with pytest.raises(ValueError, match="must hold floating-point numbers, but it holds int64"):
         aligner.transform(data.X_test, out=out)
     assert (out == 1).all()
+
+
+def test_rows_left_out_between_two_are_not_read(tmp_path, monkeypatch):
+    rows = np.arange(4000.0, dtype=np.float32).reshape(2000, 2)
+    read, piece = [], StoredRows._piece
+    monkeypatch.setattr(
+        StoredRows, "_piece", lambda self, k, start, stop: read.append(stop - start) or piece(self, k, start, stop)
+    )
+    others = OtherRows(stored_rows(stored("path", rows, tmp_path), "X"), np.arange(5, 1995))
+    assert_array_equal(others[:], np.delete(rows, np.arange(5, 1995), axis=0))
+    assert sum(read) == len(others) == 10

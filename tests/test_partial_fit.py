@@ -16,6 +16,7 @@ from sklearn.utils.fixes import parse_version
 
 from skalign import CCATeacher, ProcrustesTeacher, SOTAlign, SOTAlignTransformer, _stream, load
 from skalign._core import training
+from skalign._core.divergences import Divergence
 from skalign.datasets import make_two_views
 
 P = 40
@@ -345,3 +346,37 @@ def test_the_plans_that_missed_their_tolerance_are_counted_by_call(data):
     with plans_missed("1 of 1 plans of the student"), plans_missed("1 of 1 plans of the teacher"):
         aligner.partial_fit(**unpaired(data, 1, 1))
     assert aligner.sinkhorn_error_["student"] >= worst
+
+
+def test_a_call_that_memory_does_not_suffice_for_is_refused(aligner, data, monkeypatch):
+    before = pickle.dumps(begun(aligner, data))
+    forward, calls = Divergence.forward, []
+
+    def fails_late(divergence, *views):
+        calls.append(None)
+        if len(calls) > 1:
+            raise torch.OutOfMemoryError("no memory")
+        return forward(divergence, *views)
+
+    monkeypatch.setattr(Divergence, "forward", fails_late)
+    with pytest.raises(MemoryError, match="after 1 steps on the rows of this call. The estimator is as it was"):
+        aligner.set_params(batch_size_unpaired=20).partial_fit(**unpaired(data, 70, 90))
+    assert len(calls) > 2  # it was tried again
+    monkeypatch.undo()
+    aligner.set_params(batch_size_unpaired=pickle.loads(before).batch_size_unpaired)
+    assert pickle.dumps(aligner) == before
+
+
+@pytest.mark.parametrize("change", [{"head": "mlp"}, {"n_components": 3}])
+def test_the_heads_of_a_stream_cannot_be_others(aligner, data, change):
+    begun(aligner, data).set_params(**change)
+    with pytest.raises(ValueError, match="goes on with the heads there are, 'linear' of"):
+        aligner.partial_fit(**unpaired(data, 70, 90))
+
+
+def test_the_curve_of_a_fit_before_the_stream_is_kept(data):
+    aligner = SOTAlignTransformer(max_iter=20, early_stopping=True, random_state=0).fit(data.X, data.Y, data.paired_idx)
+    looks = aligner.loss_curve_["validation"]
+    begun(aligner.set_params(early_stopping=False), data)
+    assert aligner.loss_curve_["validation"] == looks
+    assert len(aligner.loss_curve_["loss"]) == aligner.n_iter_ > 20

@@ -965,3 +965,13 @@ def test_pairs_in_the_place_of_weights_are_recognised(teacher, views):
 def test_a_path_is_no_place_for_an_embedding(teacher, views):
     with pytest.raises(ValueError, match="open_memmap"):
         teacher.fit(*views).transform(views[0], out="embedded.npy")
+
+
+@every_teacher
+def test_parts_as_large_as_the_pairs_fitted_on_are_no_table(teacher, views):
+    X, Y = (view.copy() for view in views)
+    X[15:], Y[10:15] = np.nan, np.nan
+    teacher.fit(X, Y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert teacher.score(views[0][10:], views[1][10:]) >= 0  # as many as were paired

@@ -26,7 +26,7 @@ def together(wanted=True):
     """The `Group` of processes that come here, if there are several and it is `wanted`, else `ALONE`.
 
     Inside, `current` returns it, and what calls this again is part of the same. Leaving is a barrier, and all or none leave
-    without an error. A thread beside the main one and a child process, such as a worker of joblib, are alone: they inherit the
+    without an error. A thread beside the main one and a worker of joblib or multiprocessing are alone: they inherit the
     environment, but nobody waits for them.
     """
     if not wanted:
@@ -212,9 +212,12 @@ class Group(Alone):
         self._processes.abort()
 
     def _part(self):
-        self._watch.join()
-        for group in (self._processes, self._watch.group):
+        watch = self._watch
+        watch.join()
+        for group in (self._processes, watch.group):
             dist.destroy_process_group(group)
+        # torch gives their sockets and threads back when nobody holds them
+        self._processes = watch.group = watch.watched = None
 
     def _reduced(self, tensor, *operation):
         """The sum over the processes, or another operation, in place."""
@@ -269,14 +272,14 @@ class _Watch(threading.Thread):
             while self._meet():
                 self._told.wait(_BEAT.total_seconds())
                 self._told.clear()
-        except RuntimeError as error:
+        except Exception as error:  # whatever it is, nobody else would learn of it
             self.failure = _lost(error)
         if self.failure and torch.cuda.is_available():
             self.watched.abort()
 
     def _meet(self):
         word = self._word  # which may come while we meet
-        content = (word or "").encode()
+        content = (word or "").encode(errors="backslashreplace")
         lengths = self._shared(torch.tensor(-1 if word is None else len(content)))
         longest = int(lengths.max())
         if longest > 0:

@@ -59,7 +59,7 @@ class Divergence(nn.Module):
         F, G, F_teacher, G_teacher = views
         if self.takes_shares:
             n, m = (int(total) for total in self.group.total(torch.tensor(len(F)), torch.tensor(len(G))))
-            stores = n * m <= _DENSE_ENTRIES * self.group.size
+            stores = not self.streams and n * m <= _DENSE_ENTRIES * self.group.size
             return klot_of_shares(*views, self.group, stores=stores, **options)
         self._held_matrices = not self.streams and len(F) * len(G) <= _DENSE_ENTRIES
         if self._held_matrices:

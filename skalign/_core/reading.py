@@ -27,9 +27,17 @@ class StreamedRows:
     teacher: Callable | None
     own: slice | None = None
 
+    def embedded(self, batch):
+        """Rows as the heads take them, and their unit rows of the teacher, or None."""
+        with torch.no_grad():
+            return self.prepare(batch), None if self.teacher is None else self.teacher(batch)
+
 
 class StreamedSampler:
-    """Draws the unpaired rows of a `Batch`, which are read ahead until the exit stack `reading` is closed."""
+    """Draws the unpaired rows of a `Batch`, which are read ahead until the exit stack `reading` is closed.
+
+    On the CPU the thread that reads also embeds them, so that the steps do not wait for that either.
+    """
 
     def __init__(self, X, Y, batch_sizes, generator, device, reading):
         self.pools, self.batch_sizes, self.device, self.reading = (X, Y), batch_sizes, device, reading
@@ -47,20 +55,20 @@ class StreamedSampler:
     def __call__(self):
         if self._take is None:
             self._take = self.reading.enter_context(read_ahead(*self._streams()))
-        X, Y = (rows.to(self.device, non_blocking=True) for rows in self._take())
+        views = self._take()
+        if self.device.type != "cpu":
+            moved = (rows.to(self.device, non_blocking=True) for rows in views)
+            views = [pool.embedded(rows) for pool, rows in zip(self.pools, moved, strict=True)]
         self.n_drawn += 1
-        x_pool, y_pool = self.pools
-        with torch.no_grad():
-            unpaired = {"X": x_pool.prepare(X), "Y": y_pool.prepare(Y)}
-            if x_pool.teacher is not None:
-                unpaired |= {"F_teacher": x_pool.teacher(X), "G_teacher": y_pool.teacher(Y)}
-        return unpaired
+        (X, F_teacher), (Y, G_teacher) = views
+        return {"X": X, "Y": Y, "F_teacher": F_teacher, "G_teacher": G_teacher}
 
     def _streams(self):
         for pool, size, seed in zip(self.pools, self.batch_sizes, self.seeds, strict=True):
             generator = torch.Generator().manual_seed(seed)
             pinned = self.device.type == "cuda"
-            yield batches_of(pool.rows, size, generator, self.n_drawn, pinned=pinned, own=pool.own)
+            batches = batches_of(pool.rows, size, generator, self.n_drawn, pinned=pinned, own=pool.own)
+            yield map(pool.embedded, batches) if self.device.type == "cpu" else batches
 
 
 def draw_order(n_rows, batch_size, read_together, generator):

@@ -26,7 +26,7 @@ import time
 from klot import resident
 
 DENSE = 1 << 26  # entries of a kernel up to which it is kept, as in skalign/_core/divergences.py
-KERNELS = 5.5  # matrices of that size that a step holds at most, as measured
+KERNELS = 3.3  # matrices of that size that a step holds at most, as measured
 SHUFFLED, AHEAD = 8192, 4  # rows shuffled together, and batches read ahead, as in skalign/_core/reading.py
 SCRATCH = {
     "cpu": 3 * (1 << 21) + (1 << 23),

@@ -17,6 +17,9 @@ from ._sources import OtherRows, Rows, stored_rows
 
 __all__ = ["PairedKFold", "PairedShuffleSplit", "hold_out_rows", "split_pairs", "to_row_aligned"]
 
+_GROUPS = "Pass `groups` to the search or the splitter, those that to_row_aligned returns."
+_LISTED_ONCE = "List each row once, with all its pairs, and split with split_pairs."
+
 
 class _PairedSplitter(BaseCrossValidator):
     """What both splitters share: who is paired, and unpaired rows in every training part."""
@@ -62,7 +65,7 @@ class _PairedSplitter(BaseCrossValidator):
         same = _hanging_together(X, y, pairs) if groups is None else None
         for test in self._tests(pairs, of_pairs):
             if same is not None:
-                same = _warn_of_leaks(same, np.isin(pairs, test))
+                same = _warn_of_leaks(same, np.isin(pairs, test), _GROUPS)
             yield np.setdiff1d(np.arange(n), test), np.sort(test)
 
     def get_n_splits(self, X=None, y=None, groups=None, paired_idx=None):
@@ -208,15 +211,14 @@ def _hanging_together(X, y, pairs):
     return None if len(np.unique(groups)) == len(pairs) else groups
 
 
-def _warn_of_leaks(same, test):
+def _warn_of_leaks(same, test, advice):
     """Warn of a test part whose pairs hang together with others; then, with None, of no further one."""
     n_shared = np.count_nonzero(np.isin(same[test], same[~test]))
     if not n_shared:
         return same
     warnings.warn(
         f"{n_shared} of {np.count_nonzero(test)} pairs to test on share a row with pairs to train on, so the score tells less "
-        "of new rows. Pass `groups` to the search or the splitter, those that to_row_aligned returns; or ignore this where "
-        "rows are equal by their meaning, as names of classes are.",
+        f"of new rows. {advice} Or ignore this where rows are equal by their meaning, as names of classes are.",
         UserWarning,
         stacklevel=4,
     )
@@ -293,6 +295,11 @@ def hold_out_rows(X, Y, train, test, *, on_shared="raise"):
     ValueError
         If pairs are not of this shape or point beyond the views, or training and test pairs share a row.
 
+    Warns
+    -----
+    UserWarning
+        If training and test pairs share a row by its numbers, listed twice.
+
     Examples
     --------
     >>> from skalign import CCATeacher
@@ -318,14 +325,24 @@ def hold_out_rows(X, Y, train, test, *, on_shared="raise"):
             f"{np.count_nonzero(shared)} of {len(train)} training pairs have a row that is tested on, the first being "
             f"{train[shared][0].tolist()}. Split with split_pairs, which keeps such pairs together, or pass on_shared='drop'."
         )
+    pairs = np.concatenate([train[~shared], test])
+    rows_of_pairs = [_rows_of(view, pairs[:, side]) for side, view in enumerate(views)]
+    same = _hanging_together(*rows_of_pairs, np.arange(len(pairs)))
+    if same is not None:
+        _warn_of_leaks(same, np.arange(len(pairs)) >= len(pairs) - len(test), _LISTED_ONCE)
     fit, held_out = Bunch(paired_idx=train[~shared]), Bunch(paired_idx=test)
     for side, (name, view) in enumerate(zip("XY", views, strict=True)):
         kept = np.delete(np.arange(sizes[side]), held[side])
         fit[name] = OtherRows(view, held[side]) if isinstance(view, Rows) else _safe_indexing(view, kept)
-        held_out[name] = view[held[side]] if isinstance(view, Rows) else _safe_indexing(view, held[side])
+        held_out[name] = _rows_of(view, held[side])
         for part, rows in ((fit, kept), (held_out, held[side])):
             part.paired_idx[:, side] = np.searchsorted(rows, part.paired_idx[:, side])
     return fit, held_out
+
+
+def _rows_of(view, numbers):
+    """Some rows of a view, read if it is not in memory."""
+    return view[numbers] if isinstance(view, Rows) else _safe_indexing(view, numbers)
 
 
 def to_row_aligned(X, Y, paired_idx, *, X_unpaired=None, Y_unpaired=None):

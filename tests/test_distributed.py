@@ -74,10 +74,13 @@ def on_disk(folder):
 
 
 def all_aligners(rank, folder):
-    """Every aligner, and one without a seed."""
-    found = {name: fitted(name, folder) for name in ALIGNERS}
+    """Every aligner, and one without a seed; and how many files and sockets were open after each (Linux)."""
+    found, n_open = {}, []
+    for name in ALIGNERS:
+        found[name] = fitted(name, folder)
+        n_open.append(len(os.listdir("/proc/self/fd")))
     data = planted()
-    return found | {"no seed": SOTAlign(max_iter=3).fit(data.X, data.Y, data.paired_idx)}
+    return found | {"no seed": SOTAlign(max_iter=3).fit(data.X, data.Y, data.paired_idx), "files and sockets": n_open}
 
 
 def failures(rank, folder):
@@ -231,6 +234,12 @@ def trained(tmp_path_factory):
 def test_all_ranks_end_with_the_same_estimator(trained, name):
     _, first, second = trained
     assert joblib.hash(vars(first[name])) == joblib.hash(vars(second[name]))
+
+
+@pytest.mark.slow
+def test_a_fit_leaves_no_sockets_behind(trained):
+    for rank in trained[1:]:
+        assert rank["files and sockets"][-1] <= rank["files and sockets"][1]
 
 
 @pytest.mark.slow

@@ -363,6 +363,17 @@ def test_training_pairs_with_a_row_that_is_tested_on_are_refused_or_dropped(held
         hold_out_rows(X, Y, train, test, on_shared="keep")
 
 
+def test_a_row_listed_twice_is_told_where_it_is_trained_and_tested_on(held):
+    X, Y, train, test = held
+    Y = Y.copy()
+    Y[test[6, 1]] = Y[train[3, 1]]
+    with pytest.warns(UserWarning, match="1 of 7 pairs to test on share a row.*List each row once"):
+        hold_out_rows(X, Y, train, test)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        hold_out_rows(X, Y, np.delete(train, 3, axis=0), test)
+
+
 # copies on both sides
 
 

@@ -41,17 +41,19 @@ plt.show()
 # Aligners fitted on 20 to all 300 pairs; the rows whose pair is left out stay as unpaired rows. This is the question of figure
 # 4, left, of the SOTAlign paper, with its axes: the number of pairs, and MeanR@1, the mean over both directions. The paper
 # goes from 100 to 100,000 pairs and tests on COCO; here the 400 unseen emoji are asked for by their names. The line is the mean
-# over three draws of the pairs, the band one standard deviation. To save time SOTAlign trains on small batches for 50 steps.
+# over three draws of the pairs, the band one standard deviation. To save time SOTAlign trains on small batches for 50 steps,
+# and the ridge of all CCAs is fixed.
 
 numbers = (20, 50, 120, 300)
 n_draws = 3
 max_iter = 50
 names = data.Y_test[data.test_idx[::2, 1]]  # row i with picture i
+cca = CCATeacher(reg=0.03)
 ax = None
 for name, rival in {
-    "SOTAlign": SOTAlign(learning_rate=1e-3, max_iter=max_iter, batch_size_unpaired=128, random_state=0),
-    "CCA, CSLS": HubnessCorrection(CCATeacher(), random_state=0),
-    "CCA": CCATeacher(),
+    "SOTAlign": SOTAlign(cca, learning_rate=1e-3, max_iter=max_iter, batch_size_unpaired=128, random_state=0),
+    "CCA, CSLS": HubnessCorrection(cca, random_state=0),
+    "CCA": cca,
     "SAIL": SAIL(max_iter=2 * max_iter, random_state=0),
 }.items():
     display = PairsCurveDisplay.from_estimator(
@@ -76,6 +78,6 @@ plt.show()
 
 # %%
 # As in the paper, SOTAlign is ahead of SAIL, at 20 pairs within the spread. The paper reports a lead of up to ten points
-# between 1,000 and 10,000 pairs; here it is two points at most, and a CCA with CSLS is level. More pairs bring more than
+# between 1,000 and 10,000 pairs; here it is two and a half at most, and a CCA with CSLS is level. More pairs bring more than
 # another method, and the curves still rise at 300, where the band closes: there is but one way to draw all pairs. How SAIL
 # catches up with ever more of them is beyond these data; figures on Flickr8k are in :doc:`/benchmarks`.

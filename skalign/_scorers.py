@@ -6,10 +6,9 @@ from sklearn.utils.metadata_routing import MetadataRequest
 from sklearn.utils.validation import _num_samples
 
 from ._arrays import to_numpy
-from ._core.rows import distinct_rows
 from ._embedding import embed_y
 from ._folds import missing_in_any
-from ._pairs import check_pairs
+from ._pairs import check_pairs, distinct_partners
 
 
 class RetrievalScorer:
@@ -50,10 +49,9 @@ class RetrievalScorer:
 
 def _distinct(view, rows):
     """The distinct ones among some rows of a view, and which of them each row is."""
-    rows, of = np.unique(rows, return_inverse=True)
-    view = _safe_indexing(view, rows)
     values = np.asarray(to_numpy(view))
-    if values.dtype == object:  # text or mixed columns, which have no order to find equals by
-        return view, of
-    first, same = distinct_rows(values)
-    return _safe_indexing(view, first), same[of]
+    if values.dtype == object:  # text or mixed columns: equal ones may lie in different places
+        numbers, of = np.unique(rows, return_inverse=True)
+    else:
+        numbers, of = distinct_partners(values, rows)
+    return _safe_indexing(view, numbers), of

@@ -67,10 +67,8 @@ class Stream(NamedTuple):
 
     def with_pairs(self, given, rng):
         """The stream after the pairs of a call; those it knows, by the content of their rows, change nothing."""
-        X, Y = (
-            np.concatenate(rows)
-            for rows in ((self.X[self.pairs[:, 0]], given.X_pairs), (self.Y[self.pairs[:, 1]], given.Y_pairs))
-        )
+        X = np.concatenate([self.X[self.pairs[:, 0]], given.X_pairs])
+        Y = np.concatenate([self.Y[self.pairs[:, 1]], given.Y_pairs])
         (x_first, x_of), (y_first, y_of) = distinct_rows(X), distinct_rows(Y)
         X, Y = X[x_first], Y[y_first]
         pairs = np.column_stack([x_of, y_of])

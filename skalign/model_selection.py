@@ -220,7 +220,7 @@ def _warn_of_leaks(same, test, advice):
         f"{n_shared} of {np.count_nonzero(test)} pairs to test on share a row with pairs to train on, so the score tells less "
         f"of new rows. {advice} Or ignore this where rows are equal by their meaning, as names of classes are.",
         UserWarning,
-        stacklevel=4,
+        stacklevel=3,
     )
     return None
 
@@ -287,8 +287,8 @@ def hold_out_rows(X, Y, train, test, *, on_shared="raise"):
     -------
     fit, held_out : Bunch
         What to fit on and what to test on, each with the keys "X", "Y" and "paired_idx", shape (p, 2) and (q, 2). Rows that
-        are tested on are listed once, though they may stand in several pairs. Views that were not in memory are not read for
-        the fit.
+        are tested on are listed once, though they may stand in several pairs. Of views that are not in memory
+        only paired rows are read.
 
     Raises
     ------

@@ -202,13 +202,13 @@ class SOTAlignTransformer(TrainedAligner):
 
     Where torchrun started several processes (ranks), or torch's default process group has several, the `fit` in their main
     threads is one for all: every rank calls it with the same data and parameters, and ends with the same fitted estimator.
-    Steps and batches are those of one process. With ``divergence="klot"`` each rank prepares, holds and embeds its own share of
-    the unpaired rows, and the rows of the plans that belong to it; the rest, and other divergences, all compute alike. Rank 0
-    alone fits the teacher, warns, shows progress, calls callbacks, and keeps checkpoints, from which any number of ranks goes
-    on. When a rank raises (Ctrl-C too) or dies, the others end with a `RuntimeError` within a minute. In threads and in
-    workers of joblib or multiprocessing, as of a search with ``n_jobs=2``, a fit is of one process. Ranks compare their parameters, so what you give
-    of your own must have a name that can be pickled. Batch normalisation takes its statistics from a rank's own rows. A step
-    for which a rank lacks memory is not tried again.
+    Steps and batches are those of one process. With ``divergence="klot"`` each rank prepares, holds and embeds its own
+    share of the unpaired rows, and the rows of the plans that belong to it; the rest, and other divergences, all compute
+    alike. Rank 0 alone fits the teacher, warns, shows progress, calls callbacks, and keeps checkpoints, from which any
+    number of ranks goes on. When a rank raises (Ctrl-C too) or dies, the others end with a `RuntimeError` within a minute.
+    In threads and in workers of joblib or multiprocessing, as of a search with ``n_jobs=2``, a fit is of one process. Ranks
+    compare their parameters, so what you give of your own must have a name that can be pickled. Batch normalisation takes
+    its statistics from a rank's own rows. A step for which a rank lacks memory is not tried again.
 
     References
     ----------

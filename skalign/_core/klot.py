@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from .affinity import FactoredAffinity, StoredAffinity, check_features, check_matrix, full_precision
+from .affinity import FactoredAffinity, StoredAffinity, check_features, full_precision, lifted
 from .sinkhorn import FLOOR, check_epsilon, check_problem, solve
 
 
@@ -18,13 +18,13 @@ def klot(K, K_teacher, epsilon=0.05, epsilon_teacher=0.01, a=None, b=None, **opt
         raise ValueError(
             f"Both affinities must have one shape, but K has {tuple(K.shape)} and K_teacher {tuple(K_teacher.shape)}."
         )
-    K = check_matrix(K)
-    K_teacher = check_matrix(K_teacher.detach()).to(K.dtype)
-    a, b = check_problem(StoredAffinity(K), epsilon, a, b)
+    K = lifted(K)
+    affinities = [StoredAffinity.checked(Z.detach().to(K.dtype)) for Z in (K, K_teacher)]
+    a, b = check_problem(affinities[0], epsilon, a, b)
     rows, columns = a > 0, b > 0
     if not (rows.all() & columns.all()):
-        K, K_teacher, a, b = K[rows][:, columns], K_teacher[rows][:, columns], a[rows], b[columns]
-    affinities = StoredAffinity(K.detach()), StoredAffinity(K_teacher)
+        K, a, b = K[rows][:, columns], a[rows], b[columns]
+        affinities = [affinity.select(rows, columns) for affinity in affinities]
     student, teacher = _solve_both(*affinities, epsilon, epsilon_teacher, a, b, **options)
     return _Klot.apply(_from_matrix, teacher, student, K), student, teacher
 

@@ -1,4 +1,4 @@
-"""Marginals that give way: what the rows and columns of an unbalanced plan sum to. Knows torch, nothing of plans.
+"""Marginals that give way: what the rows and columns of an unbalanced plan sum to. Knows torch and NumPy, nothing of plans.
 
 The penalty ``rho KL(P 1 | a)`` lets the row sums be ``a exp(-f / rho)``, f being the potential beside ``log a``: the weights
 tilted by a power of what the rows offer. So rows and columns are tilted weights, in a balanced problem by the power 0,
@@ -9,6 +9,7 @@ that goes from f to g and changes no proportion): at all times the mass that is 
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 
@@ -41,6 +42,11 @@ class Relaxation(NamedTuple):
 RIGID = Relaxation(0.0, 0.0)
 
 
+def namespace(array):
+    """NumPy for an array of NumPy, else torch; by it the same lines serve both."""
+    return np if isinstance(array, np.ndarray) else torch
+
+
 def tilted(weights, x, power):
     """``weights 2^(power x)`` brought back to the mass of `weights`, and the level of x, times that mass.
 
@@ -48,14 +54,14 @@ def tilted(weights, x, power):
     """
     if power == 0:
         return weights, weights @ x
-    mass = weights.sum()
-    logits = weights.log2() + power * x
+    xp, mass = namespace(weights), weights.sum()
+    logits = xp.log2(weights) + power * x
     top = logits.max()
-    entries = (logits - top).exp2()
+    entries = xp.exp2(logits - top)
     total = entries.sum()
-    level = (top + (total / mass).log2()) / power
+    level = (top + xp.log2(total / mass)) / power
     # a small power would divide the rounding of that: close to the mean there is a better way
     mean, unit = weights @ x / mass, power * math.log(2)
-    excess = weights @ torch.expm1(unit * (x - mean)) / mass
-    level = torch.where(excess.abs() < 0.5, mean + torch.log1p(excess) / unit, level)
+    excess = weights @ xp.expm1(unit * (x - mean)) / mass
+    level = xp.where(abs(excess) < 0.5, mean + xp.log1p(excess) / unit, level)
     return entries * (mass / total), level * mass

@@ -1,4 +1,4 @@
-"""Entropic optimal transport on an affinity, in the log domain. Knows torch, knows nothing of estimators.
+"""Entropic optimal transport on an affinity, in the log domain. Knows torch and NumPy, nothing of estimators.
 
 Notation: affinity ``K`` (n, m), plan ``P = exp((K + f 1' + 1 g') / epsilon)``, marginals ``a`` (n,) and ``b`` (m,). Inside,
 the potentials are in units of log2, ``phi = f log2(e) / epsilon`` and ``psi = g log2(e) / epsilon``, since exp2 is cheaper
@@ -21,16 +21,17 @@ are held there.
 """
 
 import math
+import warnings
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from scipy.sparse import csr_array
 
-from .affinity import FactoredAffinity, StoredAffinity, check_features, check_matrix, full_precision
-from .relaxation import RIGID, Relaxation, tilted
+from .affinity import FactoredAffinity, StoredAffinity, check_features, full_precision
+from .relaxation import RIGID, Relaxation, namespace, tilted
 
 FLOOR = -100.0  # log2: entries below 2^-100 of their row's maximum change no digit, and exp2 is slow in underflow
 _START = 0.03  # epsilon to start with, relative to the spread of K
@@ -47,7 +48,7 @@ _MODEL_ITER = 100  # iterations on a model before it is compared with the plan
 _ROOM = {"cpu": 1 << 23, "cuda": 1 << 26}  # entries kept of whole rows if the affinity is not stored
 _LARGE_ENTRIES = 5 << 20  # large entries kept of a plan, beside 16 for each row and column
 _BITS = (40, 32, 24, 20, 16, 12)  # an entry is large above 2^-bits of its row; the most bits that fit are taken
-_FEW = 0.09  # share of entries above which a product with the large ones saves little
+_FEW = 0.09  # share of entries above which products with the large ones save little; twice that if K is not stored
 _SMALL = 1 << 20  # entries of a kept plan below which iterations on it are as quick as on its large entries
 _WAIT = 100  # iterations on a small plan before its large entries are asked: a hard one has not been solved by then
 _LOST = 0.05  # mass that the large entries may leave out
@@ -131,7 +132,7 @@ def sinkhorn(K, epsilon, a=None, b=None, *, rho_a=math.inf, rho_b=math.inf, tol=
 
     See :func:`skalign.losses.sinkhorn` for the parameters.
     """
-    affinity = StoredAffinity(check_matrix(K.detach()))
+    affinity = StoredAffinity.checked(K.detach())
     a, b = check_problem(affinity, epsilon, a, b, rho_a, rho_b)
     return solve(affinity, epsilon, a, b, rho_a, rho_b, tol=tol, max_iter=max_iter, init=init)
 
@@ -313,7 +314,8 @@ class _Search:
             move = _solve_columns(model.asked(), state, self.b, self.relaxation, wanted)
         if state.error < 0.5 and (not is_asked or part.is_sample):
             self.share = 0.0
-            return self._tamed(memory.anderson.step(state.psi, move, weight=state.target))
+            step = memory.anderson.step(*map(_native, (state.psi, move, state.target)))
+            return self._tamed(torch.as_tensor(step))
         self.start, self.move, self.share = state.psi, move, float(is_asked)
         return self._tamed(state.psi + move)
 
@@ -430,7 +432,7 @@ def _exact_phi(phi, a, relaxation):
 
 
 def _positive(sums):
-    return sums.clamp_(min=torch.finfo(torch.float32).tiny)
+    return sums.clip(min=torch.finfo(torch.float32).tiny)
 
 
 def _measures(phi, psi, level, column_sums, a, b, relaxation):
@@ -446,7 +448,7 @@ def _measures(phi, psi, level, column_sums, a, b, relaxation):
 def _target(weights, excess, relaxation):
     """What columns have to sum to where psi exceeds log2 of their weights, its log2, and the level of the excess."""
     target, height = tilted(weights, excess, -relaxation.columns)
-    log_target = weights.log2()
+    log_target = namespace(weights).log2(weights)
     if relaxation.columns:
         target, log_target = _positive(target), log_target - relaxation.columns * (excess - height / weights.sum())
     return target, log_target, height
@@ -483,7 +485,7 @@ def _large_entries(affinity, block, former=None):
         large = some.ge(2.0**-bits)
         found = large.sum(), (some * large).sum(), torch.tensor(len(some))
         n_large, mass, n_some = (float(total) for total in affinity.group.total(*found))
-        fits = n_large / n_some * n <= 0.9 * _LargeEntries.room((n, m))
+        fits = n_large / n_some * n <= 0.9 * _LargeEntries.room((n, m), affinity.is_stored)
         if fits and 1 - mass / n_some <= _LOST:
             return _LargeEntries(affinity, bits, former)
     return None
@@ -594,7 +596,7 @@ class _SomeRows(_Model):
         self.G[at : at + len(kept)] = kept
 
     def close(self, a, state):
-        self.a = a[:: self.stride].clamp(min=torch.finfo(torch.float32).tiny)  # relaxed rows may have no mass
+        self.a = _native(_positive(a[:: self.stride]))  # relaxed rows may have no mass
 
     def target(self, b, sums, column_sums):
         """What the sums of the model have to be for those of the plan to be b: some rows stand for all."""
@@ -602,10 +604,10 @@ class _SomeRows(_Model):
         return target * (sums.sum() / target.sum())
 
     def row_sums(self, v):
-        return (self.G @ v.to(self.G.dtype)).to(v.dtype)
+        return _times(self.G, v)
 
     def column_sums(self, u, level):
-        return self.group.total((self.G.T @ u.to(self.G.dtype)).to(u.dtype), level)
+        return _total(self.group, _times(self.G.T, u), level)
 
 
 class _LargeEntries(_Model):
@@ -615,19 +617,20 @@ class _LargeEntries(_Model):
     that mass still finds its way where the large entries alone would not connect.
     """
 
-    trust = 0.01
-
     def __init__(self, affinity, bits, former):
-        self.affinity, self.shape, self.bits, room = affinity, affinity.shape, bits, self.room(affinity.shape)
+        self.affinity, self.shape, self.bits = affinity, affinity.shape, bits
+        self.trust = 0.01 if affinity.is_stored else 0.001  # a sweep that forms K is worth many iterations
+        room = self.room(affinity.shape, affinity.is_stored)
         self.dtype = np.float32 if affinity.dtype == torch.float32 else np.float64
         self.memory = _memory(former, _LargeEntries, lambda: (np.empty(room, self.dtype), np.empty(room, np.int32)))
         self.values, self.columns = self.memory
-        self.counts, self.size = np.zeros(self.shape[0], dtype=np.int64), 0
+        self.counts, self.size, self.G = np.zeros(self.shape[0], dtype=np.int64), 0, None
 
     @staticmethod
-    def room(shape):
+    def room(shape, is_stored):
         """How many entries are kept at most."""
-        return min(_LARGE_ENTRIES + 16 * sum(shape), math.ceil(_FEW * math.prod(shape)))
+        few = _FEW if is_stored else 2 * _FEW
+        return min(_LARGE_ENTRIES + 16 * sum(shape), math.ceil(few * math.prod(shape)))
 
     @property
     def reach(self):
@@ -656,19 +659,25 @@ class _LargeEntries(_Model):
         self.size = int(large.sum())
         self.values[: self.size], self.columns[: self.size] = self.values[old][large], self.columns[old][large]
 
+    @np.errstate(all="ignore")
     def close(self, a, state, v=None, row_sums=None):
         """Take the plan of a state: that of the sweep, or one at ``v = 2^move`` from there, whose rows sum to `row_sums`."""
-        starts = np.concatenate([[0], np.cumsum(self.counts)])
-        self.G = csr_array((self.values[: self.size], self.columns[: self.size], starts), shape=self.shape)
-        self.G_T, self.a = self.G.T, a
-        self.v = torch.ones_like(state.psi) if v is None else v
-        self.scale = torch.ones_like(a) if row_sums is None else 1 / row_sums
-        self.row_rest = (1 - self._large_row_sums(torch.ones_like(self.v))).clamp_(min=0)
+        if self.G is None:
+            starts = np.concatenate([[0], np.cumsum(self.counts)]).astype(np.int32)
+            G = csr_array((self.values[: self.size], self.columns[: self.size], starts), shape=self.shape)
+            self.G, self.G_T = _product_ready(G), G.T
+            if self.affinity.is_stored:  # else a transposed copy costs the memory that is spared, and saves no time
+                self.G_T = _product_ready(G.T)
+        a, column_sums = a.numpy(), state.column_sums.numpy()
+        self.a = a
+        self.v = np.ones_like(column_sums) if v is None else v.numpy()
+        self.scale = np.ones_like(a) if row_sums is None else 1 / row_sums.numpy()
+        self.row_rest = (1 - self._large_row_sums(np.ones_like(self.v))).clip(min=0)
         sums = self._large_column_sums(a), self.row_rest.sum(), a @ self.row_rest
-        large_sums, lost, rest = self.affinity.group.total(*sums)
+        large_sums, lost, rest = _total(self.affinity.group, *sums)
         self.lost = float(lost) / self.affinity.n_rows
         self.least_bits = -float(self.affinity.group.largest(torch.tensor(-float(self.bits))))
-        self.column_rest = (state.column_sums - large_sums).clamp_(min=0)
+        self.column_rest = (column_sums - large_sums).clip(min=0)
         self.row_rest /= max(float(rest), 1e-30) ** 0.5
         self.column_rest /= max(float(self.column_rest.sum()), 1e-30) ** 0.5
 
@@ -680,56 +689,97 @@ class _LargeEntries(_Model):
         return self._large_row_sums(v) + self.row_rest * (self.column_rest @ v)
 
     def column_sums(self, u, level):
-        large, rest, level = self.affinity.group.total(self._large_column_sums(u), self.row_rest @ u, level)
+        large, rest, level = _total(self.affinity.group, self._large_column_sums(u), self.row_rest @ u, level)
         return large + self.column_rest * rest, level
 
     def _large_row_sums(self, v):
-        return self.scale * self._times(self.G, self.v * v)
+        return self.scale * _times(self.G, self.v * v)
 
     def _large_column_sums(self, u):
-        return self.v * self._times(self.G_T, self.scale * u)
-
-    def _times(self, G, vector):
-        return torch.from_numpy(G @ vector.numpy().astype(self.dtype)).to(vector.dtype)
+        return self.v * _times(self.G_T, self.scale * u)
 
 
+def _native(tensor):
+    """As a NumPy array on a CPU, where small operations cost a third of torch's; the tensor itself elsewhere."""
+    return tensor.numpy() if tensor.device.type == "cpu" else tensor
+
+
+def _product_ready(G):
+    """A sparse matrix for `_times`: torch's multiplies twice as fast as SciPy's, and by all threads, but needs MKL."""
+    if not _has_sparse_products():
+        return G
+    G = G.tocsr()
+    parts = map(torch.from_numpy, (G.indptr, G.indices, G.data))
+    return torch.sparse_csr_tensor(*parts, G.shape, check_invariants=False)
+
+
+@cache
+def _has_sparse_products():
+    """Whether this torch has them; that they are in beta it tells once, here."""
+    if not torch.backends.mkl.is_available():
+        return False
+    with warnings.catch_warnings(action="ignore", category=UserWarning):
+        torch.sparse_csr_tensor([0, 1], [0], [1.0], check_invariants=False)
+    return True
+
+
+def _times(G, vector):
+    """``G @ vector`` in the type of G, for a vector of either kind."""
+    if isinstance(vector, torch.Tensor):
+        return (G @ vector.to(G.dtype)).to(vector.dtype)
+    if isinstance(G, torch.Tensor):
+        return (G @ torch.from_numpy(vector).to(G.dtype)).numpy().astype(vector.dtype, copy=False)
+    return (G @ vector.astype(G.dtype)).astype(vector.dtype, copy=False)
+
+
+def _total(group, *arrays):
+    """Sums over the processes of a group, of arrays of either kind."""
+    if group.size == 1:
+        return arrays
+    return tuple(map(_native, group.total(*map(torch.as_tensor, arrays))))
+
+
+@np.errstate(all="ignore")  # torch does not warn of what is infinite, either
 def _solve_columns(model, state, b, relaxation, wanted):
     """The move of psi that brings the column sums of a model to their target, by accelerated Sinkhorn iterations.
 
     It ends where the error is `wanted`, or where the model's reach does.
     """
-    weight, plain = state.target, _plain_move(state, relaxation)
+    plain = _plain_move(state, relaxation)
     if state.error <= wanted or float(plain.abs().max()) > model.reach:
         return plain
-    move, weights, lowest, mass = torch.zeros_like(b), None, math.inf, b.sum()
-    base = state.psi - b.log2() if relaxation.columns else None
+    psi, b, weight, column_sums = map(_native, (state.psi, b, state.target, state.column_sums))
+    xp = namespace(b)
+    move, weights, lowest, mass = xp.zeros_like(b), None, math.inf, b.sum()
+    base = psi - xp.log2(b) if relaxation.columns else None
     memory = _Memory(move)
     for _ in range(_MODEL_ITER):
-        v = move.exp2()
+        v = xp.exp2(move)
         growth = model.row_sums(v)
-        row_sums, level = tilted(model.a, growth.log2(), relaxation.rows)
+        row_sums, level = tilted(model.a, xp.log2(growth), relaxation.rows)
         sums, level = model.column_sums(row_sums / growth, level)
-        sums *= v
+        sums = sums * v
         if relaxation.rows:
             sums = _positive(sums)  # rows with an entry here may have no mass
         if weights is None:
-            weights = model.target(b, sums, state.column_sums)
+            weights = model.target(b, sums, column_sums)
         # where columns are held all that counts is the move
         target, log_target, height = _target(weights, move if base is None else base + move, relaxation)
-        off = (weight * (sums / target - 1)).abs().sum()
-        error, dual, size = torch.stack([off / mass, (height - level) / mass, move.abs().max()]).tolist()
-        residual = _damped(log_target - sums.log2(), relaxation)
+        off = abs(weight * (sums / target - 1)).sum()
+        error, dual, size = xp.stack([off / mass, (height - level) / mass, abs(move).max()]).tolist()
+        residual = _damped(log_target - xp.log2(sums), relaxation)
         if memory.is_astray(error, dual, move + residual):
             move, memory = memory.safe_psi, _Memory(memory.safe_psi)
             continue
         if size > model.reach:
-            return move.clamp(-model.reach, model.reach)
+            found = move.clip(-model.reach, model.reach)
+            break
         if error < lowest:
             lowest, found = error, move
         if error <= wanted:
             break
         move = memory.anderson.step(move, residual, weight=weight) if error < 0.5 else move + residual
-    return found
+    return torch.as_tensor(found)
 
 
 class _Anderson:
@@ -739,23 +789,30 @@ class _Anderson:
         self.n, self.last = 0, None
 
     def step(self, x, residual, weight):
+        xp = namespace(x)
         if self.last is None:
+            self.df = xp.stack([xp.zeros_like(x)] * _MEMORY)
+            self.steps, self.gram = xp.zeros_like(self.df), self.df @ self.df.T
             self.last = x, residual
-            self.df, self.steps = residual.new_zeros((2, _MEMORY, len(residual)))
-            self.gram = residual.new_zeros((_MEMORY, _MEMORY))
             return x + residual
         at, self.n = self.n % _MEMORY, self.n + 1
         used = min(self.n, _MEMORY)
-        torch.sub(residual, self.last[1], out=self.df[at])
-        torch.sub(x, self.last[0], out=self.steps[at]).add_(self.df[at])
+        self.df[at] = residual - self.last[1]
+        self.steps[at] = x - self.last[0] + self.df[at]
         self.last = x, residual
         df = self.df[:used]
         self.gram[at, :used] = self.gram[:used, at] = df @ (weight * self.df[at])
-        gram = self.gram[:used, :used].clone()
-        gram.diagonal().add_(1e-8 * gram.diagonal().mean() + torch.finfo(gram.dtype).tiny)
-        gamma = torch.linalg.solve_ex(gram, df @ (weight * residual)).result  # without a check: a GPU would wait
-        limit = (2 * residual.abs().max()).clamp(min=_STRIDE)
-        return x + (residual - gamma @ self.steps[:used]).clamp_(-limit, limit)
+        gram = self.gram[:used, :used]
+        ridge = xp.ones_like(gram[0]) * (1e-8 * gram.diagonal().mean() + xp.finfo(gram.dtype).tiny)
+        solve = np.linalg.solve if xp is np else _solve_unchecked
+        gamma = solve(gram + xp.diag(ridge), df @ (weight * residual))
+        limit = (2 * abs(residual).max()).clip(min=_STRIDE)
+        return x + (residual - gamma @ self.steps[:used]).clip(-limit, limit)
+
+
+def _solve_unchecked(A, b):
+    """``A^-1 b`` without a look at whether there is one, for which a GPU would have to be waited for."""
+    return torch.linalg.solve_ex(A, b).result
 
 
 def _log2_scale(epsilon):

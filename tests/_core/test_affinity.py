@@ -9,7 +9,7 @@ from helpers import LAW
 from numpy.testing import assert_allclose, assert_array_equal
 
 from skalign._core import affinity as module
-from skalign._core.affinity import FactoredAffinity, StoredAffinity, check_features, check_matrix, full_precision
+from skalign._core.affinity import FactoredAffinity, StoredAffinity, check_features, full_precision
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_what_is_not_finite_is_refused(value):
     bad = torch.eye(3)
     bad[1, 2] = value
     with pytest.raises(ValueError, match="affinity holds NaN or infinity"):
-        check_matrix(bad)
+        StoredAffinity.checked(bad)
     for views in ((bad, torch.eye(3)), (torch.eye(3), bad)):
         with pytest.raises(ValueError, match="features hold NaN or infinity"):
             check_features(*views)
@@ -72,7 +72,7 @@ def test_what_is_not_finite_is_refused(value):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_half_precision_is_lifted_and_both_views_share_a_type(dtype):
     expected = torch.float64 if dtype == torch.float64 else torch.float32
-    assert check_matrix(torch.eye(3, dtype=dtype)).dtype == expected
+    assert StoredAffinity.checked(torch.eye(3, dtype=dtype)).dtype == expected
     F, G = check_features(torch.eye(3, dtype=dtype), torch.eye(3, dtype=torch.float64))
     assert F.dtype == G.dtype == expected
     assert_array_equal(G, torch.eye(3))

@@ -322,7 +322,7 @@ def test_a_kept_plan_is_read_as_a_sweep_would_find_it(rng, few, monkeypatch):
     for name in ("error", "dual", "phi", "psi", "column_sums"):
         assert_allclose(getattr(found, name), getattr(expected, name), **LAW[np.float64])
     if few:
-        v, u = torch.from_numpy(rng.uniform(size=11)), torch.from_numpy(rng.uniform(size=7))
+        v, u = rng.uniform(size=11), rng.uniform(size=7)
         assert_allclose(model.asked().row_sums(v), swept.asked().row_sums(v), **LAW[np.float64])
         assert_allclose(
             model.asked().column_sums(u, u.sum())[0], swept.asked().column_sums(u, u.sum())[0], **LAW[np.float64]
@@ -353,7 +353,14 @@ MODELS = {  # of a plan whose affinity is not stored: what fits is kept
     "whole": {},
     "whole, large entries": {"_WAIT": 0, "_LOST": 1.0, "_FEW": 2.0},
     "some rows": {"_ROOM": {"cpu": 400}, "_LOST": -1.0},
+    "some rows, in torch as on a GPU": {"_ROOM": {"cpu": 400}, "_LOST": -1.0, "_native": lambda tensor: tensor},
     "large entries": {"_ROOM": {"cpu": 400}, "_LOST": 1.0, "_FEW": 2.0},
+    "large entries, without MKL": {
+        "_ROOM": {"cpu": 400},
+        "_LOST": 1.0,
+        "_FEW": 2.0,
+        "_has_sparse_products": lambda: False,
+    },
 }
 
 
@@ -372,7 +379,7 @@ def model(request, monkeypatch):
     monkeypatch.setattr(module, "_new_model", spy)
     yield request.param
     kinds_of_model = {"some rows": module._SomeRows, "large entries": module._LargeEntries}
-    assert type(kinds[0]) is kinds_of_model.get(request.param, module._WholePlan)
+    assert type(kinds[0]) is kinds_of_model.get(request.param.split(",")[0], module._WholePlan)
     if request.param == "whole, large entries":
         assert type(kinds[0].part) is module._LargeEntries
         assert kinds[0].wait == 0
@@ -418,23 +425,27 @@ def test_features_meet_in_a_matrix_only_if_it_fits(rng, model, monkeypatch):
     assert (new.count > 0) == model.startswith("whole")
 
 
-def test_large_entries_are_the_plan_above_their_threshold(rng, monkeypatch):
+@pytest.mark.parametrize("has_mkl", [True, False])
+def test_large_entries_are_the_plan_above_their_threshold(rng, has_mkl, monkeypatch):
+    if has_mkl and not torch.backends.mkl.is_available():
+        pytest.skip("this torch comes without MKL")
+    monkeypatch.setattr(module, "_has_sparse_products", lambda: has_mkl)
     P = torch.from_numpy(rng.dirichlet(np.full(41, 0.05), size=29))  # rows of sum one, few of them large
     a = torch.from_numpy(weights(rng, 29))
     for room in (29 * 41, 300, 60):
-        monkeypatch.setattr(module._LargeEntries, "room", staticmethod(lambda shape, room=room: room))
+        monkeypatch.setattr(module._LargeEntries, "room", staticmethod(lambda shape, is_stored, room=room: room))
         kept = module._LargeEntries(affinity.StoredAffinity(P), 20, None)
         for start in range(0, 29, 4):
             kept.keep(slice(start, min(start + 4, 29)), P[start : start + 4])
         kept.close(a, module._State(0.0, 0.0, None, torch.zeros(41).double(), a @ P))
         large = P.masked_fill(P.le(2.0**-kept.bits), 0)
-        assert_array_equal(kept.G.toarray(), large)
+        assert_array_equal(kept.G.to_dense() if has_mkl else kept.G.toarray(), large)
         assert kept.bits == 20 if room == 29 * 41 else kept.bits < 20
         assert (large > 0).sum() <= room
         assert_allclose(kept.lost, 1 - large.sum(dim=1).mean(), **LAW[np.float64])
         # what is left out goes on weighing on rows and columns
-        assert_allclose(kept.row_sums(torch.ones(41).double()), 1, **LAW[np.float64])
-        assert_allclose(kept.column_sums(a, a.sum())[0], a @ P, **LAW[np.float64])
+        assert_allclose(kept.row_sums(np.ones(41)), 1, **LAW[np.float64])
+        assert_allclose(kept.column_sums(a.numpy(), 1.0)[0], a @ P, **LAW[np.float64])
 
 
 def test_a_large_step_of_the_acceleration_is_not_taken_for_the_reach_of_the_model(monkeypatch):
@@ -450,6 +461,21 @@ def test_a_large_step_of_the_acceleration_is_not_taken_for_the_reach_of_the_mode
     result = sinkhorn_from_features(F, G, 0.05, tol=1e-4)
     assert result.converged
     assert result.n_iter <= 12  # 9; where such a step ended the solution on the model, 16
+
+
+def test_few_clusters_are_solved_without_a_matrix_too(monkeypatch):
+    monkeypatch.setattr(module, "_ROOM", {"cpu": 1 << 14})
+    generator = torch.Generator().manual_seed(0)
+
+    def unit_normal(n):
+        return torch.nn.functional.normalize(torch.randn(n, 32, generator=generator), dim=1)
+
+    centres = unit_normal(8)  # a row has large entries in an eighth of the columns
+    F, G = (centres[torch.randint(8, (1024,), generator=generator)] + 0.5 * unit_normal(1024) for _ in range(2))
+    F, G = (torch.nn.functional.normalize(Z, dim=1) for Z in (F, G))
+    result = sinkhorn_from_features(F, G, 0.005, tol=1e-4)
+    assert result.converged
+    assert result.n_iter <= 12  # 7; with half as many large entries, 20
 
 
 def test_start_at_the_solution_is_the_solution(rng):
@@ -630,8 +656,12 @@ def test_plan_is_derived_when_read(rng):
     assert_array_equal(first, second)
 
 
+def is_dense(Z):
+    return isinstance(Z, torch.Tensor) and Z.layout == torch.strided
+
+
 class Matrices(TorchDispatchMode):
-    """Counts the new tensors of at least `size` entries."""
+    """Counts the new dense tensors of at least `size` entries."""
 
     def __init__(self, size):
         super().__init__()
@@ -639,8 +669,8 @@ class Matrices(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        if isinstance(result, torch.Tensor) and result.numel() >= self.size:
-            given = [Z.data_ptr() for Z in (*args, *(kwargs or {}).values()) if isinstance(Z, torch.Tensor)]
+        if is_dense(result) and result.numel() >= self.size:
+            given = [Z.data_ptr() for Z in (*args, *(kwargs or {}).values()) if is_dense(Z)]
             self.count += result.data_ptr() not in given  # neither in place nor a view from the start
         return result
 

@@ -705,7 +705,7 @@ def _native(tensor):
 
 
 def _product_ready(G):
-    """A sparse matrix for `_times`: torch's multiplies twice as fast as SciPy's, and by all threads, but needs MKL."""
+    """A sparse matrix for `_times`: torch's multiplies nearly twice as fast as SciPy's, by all threads, but needs MKL."""
     if not _has_sparse_products():
         return G
     G = G.tocsr()

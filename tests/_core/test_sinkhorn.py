@@ -355,13 +355,8 @@ MODELS = {  # of a plan whose affinity is not stored: what fits is kept
     "some rows": {"_ROOM": {"cpu": 400}, "_LOST": -1.0},
     "some rows, in torch as on a GPU": {"_ROOM": {"cpu": 400}, "_LOST": -1.0, "_native": lambda tensor: tensor},
     "large entries": {"_ROOM": {"cpu": 400}, "_LOST": 1.0, "_FEW": 2.0},
-    "large entries, without MKL": {
-        "_ROOM": {"cpu": 400},
-        "_LOST": 1.0,
-        "_FEW": 2.0,
-        "_has_sparse_products": lambda: False,
-    },
 }
+MODELS["large entries, without MKL"] = MODELS["large entries"] | {"_has_sparse_products": lambda: False}
 
 
 @pytest.fixture(params=MODELS)
@@ -448,32 +443,28 @@ def test_large_entries_are_the_plan_above_their_threshold(rng, has_mkl, monkeypa
         assert_allclose(kept.column_sums(a.numpy(), 1.0)[0], a @ P, **LAW[np.float64])
 
 
-def test_a_large_step_of_the_acceleration_is_not_taken_for_the_reach_of_the_model(monkeypatch):
-    monkeypatch.setattr(module, "_ROOM", {"cpu": 1 << 14})
+def clustered(n_clusters, noise, n=1024, d=32):
+    """Features whose rows lie about common centres."""
     generator = torch.Generator().manual_seed(0)
 
     def unit_normal(n):
-        return torch.nn.functional.normalize(torch.randn(n, 32, generator=generator), dim=1)
+        return torch.nn.functional.normalize(torch.randn(n, d, generator=generator), dim=1)
 
-    centres = unit_normal(16)
-    F, G = (centres[torch.randint(16, (1024,), generator=generator)] + 0.7 * unit_normal(1024) for _ in range(2))
-    F, G = (torch.nn.functional.normalize(Z, dim=1) for Z in (F, G))
-    result = sinkhorn_from_features(F, G, 0.05, tol=1e-4)
+    centres = unit_normal(n_clusters)
+    F, G = (centres[torch.randint(n_clusters, (n,), generator=generator)] + noise * unit_normal(n) for _ in range(2))
+    return [torch.nn.functional.normalize(Z, dim=1) for Z in (F, G)]
+
+
+def test_a_large_step_of_the_acceleration_is_not_taken_for_the_reach_of_the_model(monkeypatch):
+    monkeypatch.setattr(module, "_ROOM", {"cpu": 1 << 14})
+    result = sinkhorn_from_features(*clustered(16, 0.7), 0.05, tol=1e-4)
     assert result.converged
     assert result.n_iter <= 12  # 9; where such a step ended the solution on the model, 16
 
 
 def test_few_clusters_are_solved_without_a_matrix_too(monkeypatch):
     monkeypatch.setattr(module, "_ROOM", {"cpu": 1 << 14})
-    generator = torch.Generator().manual_seed(0)
-
-    def unit_normal(n):
-        return torch.nn.functional.normalize(torch.randn(n, 32, generator=generator), dim=1)
-
-    centres = unit_normal(8)  # a row has large entries in an eighth of the columns
-    F, G = (centres[torch.randint(8, (1024,), generator=generator)] + 0.5 * unit_normal(1024) for _ in range(2))
-    F, G = (torch.nn.functional.normalize(Z, dim=1) for Z in (F, G))
-    result = sinkhorn_from_features(F, G, 0.005, tol=1e-4)
+    result = sinkhorn_from_features(*clustered(8, 0.5), 0.005, tol=1e-4)  # large entries in an eighth of the columns
     assert result.converged
     assert result.n_iter <= 12  # 7; with half as many large entries, 20
 

@@ -31,6 +31,7 @@ from ._trained import ContrastiveTeacher, TrainedAligner, two
 _TEACHERS = {"cca": CCATeacher, "procrustes": ProcrustesTeacher, "contrastive": ContrastiveTeacher}
 _UNEVEN = 20  # ratio of the outer deciles of column deviations above which a view counts as features of mixed units
 _LEARN_NOTHING = (FrozenEstimator, FunctionTransformer, Normalizer)  # transformers that all rows teach nothing
+_REG_EXPONENT = 0.25  # of the automatic teacher: see docs/what_moves_the_needle.rst
 _TEACHER_WEIGHT = 0.4  # where there are unpaired rows to train on
 _SHARED = (  # settings that SOTAlign hands on to its second stage as they are
     "alpha",
@@ -534,8 +535,9 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
     Parameters
     ----------
     teacher : {"auto", "cca", "procrustes", "contrastive"} or estimator, default="auto"
-        Teacher by name or instance, see :class:`SOTAlignTransformer`. "auto" is "cca" with a cross-validated ridge.
-        To set or search its parameters (``teacher__reg``) give the estimator, ``CCATeacher()``.
+        Teacher by name or instance, see :class:`SOTAlignTransformer`. "auto" is
+        ``CCATeacher(reg_exponent=0.25)``: its ridge is cross-validated on the pairs and shaped by all rows. To set or search
+        parameters (``teacher__reg``) give the estimator.
     x_transformer, y_transformer : "auto", None or transformer, default="auto"
         Preprocessing of each view, cloned and fitted on all its rows; where these are not in memory, block by block if it
         has ``partial_fit``, else on all of them, which then must fit into it. "auto" standardises the columns of a view whose
@@ -907,7 +909,7 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
             return self.teacher
         if self.teacher == "contrastive":
             return ContrastiveTeacher(device=self.device, precision=self.precision, random_state=self.random_state)
-        return {"auto": CCATeacher, **_TEACHERS}[self.teacher]()
+        return CCATeacher(reg_exponent=_REG_EXPONENT) if self.teacher == "auto" else _TEACHERS[self.teacher]()
 
     def _embed_x(self, X):
         F = self._second_stage()._embed_x(_apply(self.x_transformer_, X))

@@ -11,7 +11,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from threadpoolctl import threadpool_limits
 
 from ._base import BaseAligner, all_or_nothing, warn_zero_rows
-from ._core.linear import procrustes, ridge_cca, rounding_noise, thin_view
+from ._core.linear import procrustes, ridge_cca, rounding_noise, thin_view, variance_root
 from ._core.rows import normalize_rows
 from ._core.selection import cross_validated_ridge
 from ._core.threads import Shared
@@ -22,6 +22,7 @@ _RIDGES = 10.0 ** np.arange(-5, 1, 0.5)  # for rows of unit length; far above th
 _RANKINGS = 1000  # held-out pairs to rank at least: fewer pairs are dealt into folds more often, up to five times
 
 _ENOUGH = 2000  # held-out pairs ranked after which further folds tell no more
+_TELLING = 4096  # rows of a view that tell how it varies
 _MANY = 1000  # pairs from which on the linear algebra of the cross-validation is worth more than one thread
 _ONE_BLAS_THREAD = Shared(lambda: threadpool_limits(1, user_api="blas"))
 
@@ -53,7 +54,8 @@ class LinearTeacher(BaseAligner):
             form that is safe inside cross-validation.
         X_unpaired, Y_unpaired : array-like of shape (q_x, d_x) and (q_y, d_y), default=None
             Further rows without a partner, in memory or not, see :meth:`~skalign.SOTAlignTransformer.fit`. Together with the
-            unpaired rows of X and Y they only move the means, and only if ``center="all"``.
+            unpaired rows of X and Y they move the means if ``center="all"``, and shape the ridge of a :class:`CCATeacher` whose
+            `reg_exponent` is not 0.
 
         Returns
         -------
@@ -191,6 +193,14 @@ class CCATeacher(LinearTeacher):
 
     The paper [1]_ (eq. 7, Prop. C.2) has ``reg=0.1`` and ``power=0``.
 
+    Unpaired rows can say which directions a ridge should spare. With `reg_exponent` t the ridge is no multiple of I, but
+    :math:`\lambda_x R_x`, where
+
+    .. math:: R_x^{-1} = c \,\bigl(C_x / \bar c_x + I / 20\bigr)^{t},
+
+    :math:`C_x` is the covariance of all rows of X, :math:`\bar c_x` its mean eigenvalue, and c makes the traces of
+    :math:`R_x^{-1} C_x` and :math:`C_x` equal: directions in which the rows vary little are shrunk more.
+
     Parameters
     ----------
     n_components : int, default=None
@@ -201,6 +211,9 @@ class CCATeacher(LinearTeacher):
         1e-5 to 3, if ``normalize=False`` in units of each view's total variance: with few pairs the best ridge is large.
     power : float, default=0.5
         Exponent q of the canonical correlations as weights of the directions, in each view. 0 weighs all alike.
+    reg_exponent : float, default=0
+        Exponent t of the variances in the shape of the ridge, at least 0. With 0 it is the same in all directions, and
+        unpaired rows are not looked at. 0.25 is what :class:`SOTAlign` uses.
     normalize : bool, default=True
         Scale each row to unit length first, here and in `transform`.
     center : {"pairs", "all"}, default="pairs"
@@ -209,7 +222,8 @@ class CCATeacher(LinearTeacher):
         Folds of ``reg="auto"``. Pairs that share a row stay in one fold; fewer than 500 pairs are dealt into folds
         repeatedly, up to five times; of more than 2,000 only as many folds are looked at as have 2,000 held-out pairs.
     random_state : int, RandomState instance or None, default=0
-        Draws the folds of ``reg="auto"``. The default makes `fit` repeatable.
+        Draws the folds of ``reg="auto"``, and the rows that tell the variances of a view if it has more than 4,096. The
+        default makes `fit` repeatable.
 
     Attributes
     ----------
@@ -249,16 +263,27 @@ class CCATeacher(LinearTeacher):
         **LinearTeacher._parameter_constraints,
         "reg": [Interval(Real, 0, None, closed="left"), StrOptions({"auto"})],
         "power": [Interval(Real, 0, None, closed="left")],
+        "reg_exponent": [Interval(Real, 0, None, closed="left")],
         "cv": [Interval(Integral, 2, None, closed="left")],
         "random_state": ["random_state"],
     }
 
     def __init__(
-        self, n_components=None, *, reg="auto", power=0.5, normalize=True, center="pairs", cv=5, random_state=0
+        self,
+        n_components=None,
+        *,
+        reg="auto",
+        power=0.5,
+        reg_exponent=0.0,
+        normalize=True,
+        center="pairs",
+        cv=5,
+        random_state=0,
     ):
         self.n_components = n_components
         self.reg = reg
         self.power = power
+        self.reg_exponent = reg_exponent
         self.normalize = normalize
         self.center = center
         self.cv = cv
@@ -266,10 +291,24 @@ class CCATeacher(LinearTeacher):
 
     def _solve(self, views, A, B):
         vars(self).pop("cv_results_", None)  # of a former fit
-        self.reg_ = self._choose_reg(views, A, B) if self.reg == "auto" else (float(self.reg), float(self.reg))
-        return ridge_cca(A, B, self.reg_, self.n_components, self.power)
+        rng = check_random_state(self.random_state)
+        X, Y = self._scaled(views.X_pairs), self._scaled(views.Y_pairs)
+        roots = (None, None)
+        if self.reg_exponent:
+            roots = self._variance_root(views.X_all, rng), self._variance_root(views.Y_all, rng)
+            (A, X), (B, Y) = map(_mapped, (A, B), (X, Y), roots)
+        chosen = self._choose_reg(views, A, B, X, Y, rng) if self.reg == "auto" else (self.reg, self.reg)
+        self.reg_ = tuple(map(float, chosen))
+        maps = ridge_cca(A, B, self.reg_, self.n_components, self.power)
+        W_x, W_y = (W if M is None else M @ W for M, W in zip(roots, maps[:2], strict=True))
+        return maps._replace(W_x=W_x, W_y=W_y)
 
-    def _choose_reg(self, views, A, B):
+    def _variance_root(self, rows, rng):
+        if len(rows) > _TELLING:
+            rows = rows[np.sort(rng.permutation(len(rows))[:_TELLING])]
+        return variance_root(self._scaled(np.asarray(rows)), self.reg_exponent)
+
+    def _choose_reg(self, views, A, B, X, Y, rng):
         """Ridge of both views, by cross-validation on the pairs; the middle of the grid where they cannot tell."""
         n_pairs = len(views.pairs)
         # One ridge for both views: the narrower view has the larger eigenvalues and needs no larger ridge for that.
@@ -278,8 +317,8 @@ class CCATeacher(LinearTeacher):
         # threads cost more than they bring on small matrices, and by far more if others want the cores too
         with _ONE_BLAS_THREAD if n_pairs < _MANY else contextlib.nullcontext():
             scores = cross_validated_ridge(
-                self._scaled(views.X_pairs),
-                self._scaled(views.Y_pairs),
+                X,
+                Y,
                 views.pairs,
                 group_pairs(views.pairs),
                 regs,
@@ -288,8 +327,14 @@ class CCATeacher(LinearTeacher):
                 n_folds=self.cv,
                 n_repeats=int(np.clip(_RANKINGS / n_pairs, 1, 5)),
                 n_enough=_ENOUGH,
-                rng=check_random_state(self.random_state),
+                rng=rng,
             )
         self.cv_results_ = {"reg": regs, "mean_reciprocal_rank": scores}
-        best = np.argmax(scores) if np.ptp(scores) > 0 else len(regs) // 2
-        return tuple(float(reg) for reg in regs[best])
+        return regs[np.argmax(scores) if np.ptp(scores) > 0 else len(regs) // 2]
+
+
+def _mapped(thin, rows, M):
+    """A thin view and its rows, mapped by M, or as they are without one."""
+    if M is None:
+        return thin, rows
+    return thin_view((thin.U * thin.s) @ (thin.Vt @ M)), rows @ M

@@ -33,6 +33,7 @@ _SHORT = {"max_iter": 5, "random_state": 0}
 INTO_SHARED_SPACE = [
     ProcrustesTeacher(),
     CCATeacher(),
+    CCATeacher(reg_exponent=0.25, normalize=False),
     ContrastiveTeacher(**_SHORT),
     SOTAlignTransformer(**_SHORT),
     SOTAlign(**_SHORT),

@@ -11,6 +11,7 @@ import weakref
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.linalg
 import scipy.sparse
 import torch
 from helpers import LAW, LIBRARY
@@ -571,6 +572,63 @@ def test_few_pairs_are_dealt_more_often(monkeypatch, p, n_repeats):
     assert seen == [n_repeats]
 
 
+@pytest.mark.parametrize("exponent", [0.25, 1])
+def test_ridge_is_shaped_by_the_variances_of_all_rows(views, rng, exponent):
+    X, Y = views
+    pools = X[:, ::-1] ** 2, rng.normal(size=(50, 11)) * np.arange(1, 12)
+    teacher = CCATeacher(reg=0.1, power=0, reg_exponent=exponent, normalize=False)
+    teacher.fit(X, Y, X_unpaired=pools[0], Y_unpaired=pools[1])
+    maps = teacher.x_coef_, teacher.y_coef_
+    spreads, ridged = [], []
+    for view, pool in zip(views, pools, strict=True):
+        C = np.cov(np.concatenate([view, pool]), rowvar=False, bias=True)
+        shape = scipy.linalg.fractional_matrix_power(C / np.mean(np.diag(C)) + np.eye(len(C)) / 20, exponent).real
+        spreads.append(view - view.mean(axis=0))
+        ridged.append(np.cov(view, rowvar=False) + 0.1 * np.linalg.inv(shape * np.trace(C) / np.trace(shape @ C)))
+    for W, S in zip(maps, ridged, strict=True):
+        assert_allclose(W.T @ S @ W, np.eye(W.shape[1]), **LIBRARY[np.float64])
+    cross = maps[0].T @ spreads[0].T @ spreads[1] @ maps[1] / 19
+    assert_allclose(cross, np.diag(teacher.singular_values_), **LIBRARY[np.float64])
+
+
+def test_unpaired_rows_help_the_teacher_through_the_shape_of_its_ridge():
+    gains = []
+    for seed in range(5):
+        data = make_two_views(30, 500, 500, 500, n_features_x=100, n_features_y=80, noise=0.2, random_state=seed)
+        scores = [
+            CCATeacher(reg_exponent=t)
+            .fit(data.X, data.Y, data.paired_idx)
+            .score(data.X_test, data.Y_test, paired_idx=data.test_idx)
+            for t in (0, 0.25)
+        ]
+        gains.append(scores[1] - scores[0])
+    assert min(gains) > 0.03
+
+
+def test_unpaired_rows_are_not_looked_at_without_an_exponent(views):
+    pools = {"X_unpaired": 100 * views[0], "Y_unpaired": views[1] ** 2}
+    assert_same_fit(CCATeacher(reg=0.1).fit(*views, **pools), CCATeacher(reg=0.1).fit(*views), rtol=0)
+
+
+def test_shape_of_the_ridge_has_no_unit_and_needs_no_variance(views):
+    X, Y = views
+    teacher = CCATeacher(cv=2, reg_exponent=0.25, normalize=False)
+    expected = clone(teacher).fit(X, Y).transform(X)
+    assert_allclose(clone(teacher).fit(100 * X, Y / 8).transform(100 * X), expected, **EXACT)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a constant view leaves one direction
+        constant = clone(teacher).fit(np.ones_like(X), Y)
+    assert np.isfinite(constant.transform(np.ones_like(X))).all()
+
+
+def test_variances_are_told_by_some_of_many_rows(views, monkeypatch):
+    monkeypatch.setattr(skalign._teachers, "_TELLING", 15)
+    teacher = CCATeacher(reg=0.1, reg_exponent=0.5)
+    maps = [clone(teacher).set_params(random_state=seed).fit(*views).x_coef_ for seed in (0, 0, 1)]
+    assert_array_equal(maps[0], maps[1])
+    assert abs(maps[0] - maps[2]).max() > 1e-6
+
+
 def test_ridge_is_repeatable_and_the_seed_decides(views):
     scores = [
         CCATeacher(cv=2, random_state=seed).fit(*views).cv_results_["mean_reciprocal_rank"]
@@ -802,6 +860,7 @@ def test_integers_inside_cross_validation_are_refused_by_name(teacher, views):
         (CCATeacher(reg=np.nan), "reg"),
         (CCATeacher(reg="best"), "reg"),
         (CCATeacher(power=-0.5), "power"),
+        (CCATeacher(reg_exponent=-0.1), "reg_exponent"),
         (CCATeacher(cv=1), "cv"),
         (CCATeacher(random_state="x"), "random_state"),
     ],

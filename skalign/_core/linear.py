@@ -7,7 +7,9 @@ work on thin singular value decompositions, so the cost follows min(p, d) and a 
 from typing import NamedTuple
 
 import numpy as np
-from scipy.linalg import LinAlgError, svd
+from scipy.linalg import LinAlgError, eigh, svd
+
+_LEAST_VARIANCE = 0.05  # added to every variance, in units of their mean: a direction without any is not ruled out
 
 
 class LinearMaps(NamedTuple):
@@ -44,6 +46,22 @@ def thin_view(A, noise=0.0):
 def rounding_noise(X):
     """Singular values that centring X (n, d) may produce from its rounding alone: ``max(n, d) * eps * norm(X)``."""
     return max(X.shape) * np.finfo(X.dtype).eps * np.linalg.norm(X.astype(np.float64))
+
+
+def variance_root(rows, exponent):
+    r"""Symmetric M (d, d) with :math:`M^2 = c\,(C / \bar c + I / 20)^t`, t the exponent: large where `rows` (n, d) vary most.
+
+    C is the covariance of the rows, :math:`\bar c` its mean eigenvalue, and c leaves the trace of C to that of M C M.
+    A ridge on views mapped by M is one of :math:`\lambda M^{-2}` on the views themselves. None where C is zero.
+    """
+    Z = rows - rows.mean(axis=0, dtype=np.float64)
+    variances, directions = eigh(Z.T @ Z)
+    variances = variances.clip(min=0)
+    if not variances.any():
+        return None
+    weights = (variances / variances.mean() + _LEAST_VARIANCE) ** exponent
+    weights *= variances.sum() / (weights @ variances)
+    return (directions * np.sqrt(weights)) @ directions.T
 
 
 def procrustes(A, B, n_components=None):

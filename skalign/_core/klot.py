@@ -5,7 +5,8 @@ import math
 import torch
 
 from .affinity import FactoredAffinity, StoredAffinity, check_features, full_precision, lifted
-from .sinkhorn import FLOOR, check_epsilon, check_problem, solve
+from .exp2 import FLOOR
+from .sinkhorn import check_epsilon, check_problem, solve
 
 
 def klot(K, K_teacher, epsilon=0.05, epsilon_teacher=0.01, a=None, b=None, **options):

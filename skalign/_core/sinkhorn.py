@@ -31,9 +31,9 @@ import torch
 from scipy.sparse import csr_array
 
 from .affinity import FactoredAffinity, StoredAffinity, check_features, full_precision
+from .exp2 import FLOOR, exp2_rows_, exp2_shares_
 from .relaxation import RIGID, Relaxation, namespace, tilted
 
-FLOOR = -100.0  # log2: entries below 2^-100 of their row's maximum change no digit, and exp2 is slow in underflow
 _START = 0.03  # epsilon to start with, relative to the spread of K
 _FACTOR = 6.0  # by which epsilon falls from sweep to sweep, about, until it is the wanted one
 _COARSE = 0.02  # marginal error that is close enough before epsilon falls
@@ -367,7 +367,7 @@ def _first_psi(affinity, scale, a, b):
     columns, log_a = affinity.select(rows).transposed(), a[rows].log2().to(affinity.dtype)
     totals = torch.full_like(b, -math.inf)
     for block_rows in columns.row_blocks() if len(log_a) else ():
-        totals[block_rows] = _log2_sum(*_exp2_rows(columns.scaled_rows(block_rows, scale, log_a)))
+        totals[block_rows] = _log2_sum(*exp2_rows_(columns.scaled_rows(block_rows, scale, log_a)))
     if affinity.group.size > 1:
         top = affinity.group.largest(totals)
         (sums,) = affinity.group.total((totals - top).exp2())
@@ -396,8 +396,7 @@ def _sweep(affinity, scale, psi, a, b, former, relaxation=RIGID):
         place = model.place(rows) if model else None
         out = scratch[: rows.stop - rows.start] if place is None else place
         block = affinity.scaled_rows(rows, scale, psi_k, out=out)
-        row_tops, totals = _exp2_rows(block)
-        block.div_(totals[:, None])  # the plan over its row sums
+        row_tops, totals = exp2_shares_(block)  # the plan over its row sums
         phi[rows] = _log2_sum(row_tops, totals)
         if relaxation.rows:  # weights of which only the proportions are known before the end, and they may be extreme
             log_weights = a[rows].log2() + relaxation.rows * phi[rows]
@@ -454,13 +453,6 @@ def _target(weights, excess, relaxation):
     if relaxation.columns:
         target, log_target = _positive(target), log_target - relaxation.columns * (excess - height / weights.sum())
     return target, log_target, height
-
-
-def _exp2_rows(block):
-    """``2^(block - row maximum)`` in place; returns the row maxima and the new row sums."""
-    top = block.amax(dim=1)
-    block.sub_(top[:, None]).clamp_(min=FLOOR).exp2_()
-    return top, block.sum(dim=1)
 
 
 def _log2_sum(top, total):

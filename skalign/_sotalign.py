@@ -31,7 +31,7 @@ from ._trained import ContrastiveTeacher, TrainedAligner, two
 _TEACHERS = {"cca": CCATeacher, "procrustes": ProcrustesTeacher, "contrastive": ContrastiveTeacher}
 _UNEVEN = 20  # ratio of the outer deciles of column deviations above which a view counts as features of mixed units
 _LEARN_NOTHING = (FrozenEstimator, FunctionTransformer, Normalizer)  # transformers that all rows teach nothing
-_REG_EXPONENT = 0.25  # of the automatic teacher: see docs/what_moves_the_needle.rst
+_REG_EXPONENT, _FEW_PAIRS = 0.25, 150  # of the automatic teacher, and below how many: see docs/what_moves_the_needle.rst
 _TEACHER_WEIGHT = 0.4  # where there are unpaired rows to train on
 _SHARED = (  # settings that SOTAlign hands on to its second stage as they are
     "alpha",
@@ -536,8 +536,8 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
     ----------
     teacher : {"auto", "cca", "procrustes", "contrastive"} or estimator, default="auto"
         Teacher by name or instance, see :class:`SOTAlignTransformer`. "auto" is
-        ``CCATeacher(reg_exponent=0.25)``: its ridge is cross-validated on the pairs and shaped by all rows. To set or search
-        parameters (``teacher__reg``) give the estimator.
+        :class:`CCATeacher`, its ridge cross-validated on the pairs; with fewer than 150 of them it has ``reg_exponent=0.25``,
+        so that all rows shape the ridge. To set or search parameters (``teacher__reg``) give the estimator.
     x_transformer, y_transformer : "auto", None or transformer, default="auto"
         Preprocessing of each view, cloned and fitted on all its rows; where these are not in memory, block by block if it
         has ``partial_fit``, else on all of them, which then must fit into it. "auto" standardises the columns of a view whose
@@ -757,7 +757,7 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
         self._fit_transformers(views)
         self.x_transformer_, self.y_transformer_ = group.first((self.x_transformer_, self.y_transformer_))
         n_unpaired = len(views.X_unpaired) + len(views.Y_unpaired)
-        aligner = SOTAlignTransformer(teacher=self._teacher(), **self._settings(n_unpaired))
+        aligner = SOTAlignTransformer(teacher=self._teacher(len(views.pairs)), **self._settings(n_unpaired))
         aligner._steps = steps
         if self.warm_start and hasattr(self, "aligner_"):
             vars(aligner).update(
@@ -820,7 +820,7 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
             aligner = copy.copy(self.aligner_)
         else:
             self._fit_transformers(given)
-            aligner = SOTAlignTransformer(teacher=self._teacher())
+            aligner = SOTAlignTransformer(teacher=self._teacher(len(given.pairs)))
         stream = getattr(aligner, "_stream", None)
         n_unpaired = len(given.X_unpaired) + len(given.Y_unpaired) + (stream.n_unpaired if stream else 0)
         aligner.set_params(**self._settings(n_unpaired))
@@ -903,13 +903,15 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
             )
         return super().set_params(**params)
 
-    def _teacher(self):
-        """The teacher meant by its name; an instance is left for the second stage to clone."""
+    def _teacher(self, n_pairs):
+        """The teacher meant by its name, for so many pairs; an instance is left for the second stage to clone."""
         if not isinstance(self.teacher, str):
             return self.teacher
         if self.teacher == "contrastive":
             return ContrastiveTeacher(device=self.device, precision=self.precision, random_state=self.random_state)
-        return CCATeacher(reg_exponent=_REG_EXPONENT) if self.teacher == "auto" else _TEACHERS[self.teacher]()
+        if self.teacher == "auto" and n_pairs < _FEW_PAIRS:
+            return CCATeacher(reg_exponent=_REG_EXPONENT)
+        return {"auto": CCATeacher, **_TEACHERS}[self.teacher]()
 
     def _embed_x(self, X):
         F = self._second_stage()._embed_x(_apply(self.x_transformer_, X))

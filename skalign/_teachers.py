@@ -213,7 +213,7 @@ class CCATeacher(LinearTeacher):
         Exponent q of the canonical correlations as weights of the directions, in each view. 0 weighs all alike.
     reg_exponent : float, default=0
         Exponent t of the variances in the shape of the ridge, at least 0. With 0 it is the same in all directions, and
-        unpaired rows are not looked at. 0.25 is what :class:`SOTAlign` uses.
+        unpaired rows are not looked at. :class:`SOTAlign` has 0.25 where pairs are few.
     normalize : bool, default=True
         Scale each row to unit length first, here and in `transform`.
     center : {"pairs", "all"}, default="pairs"

@@ -265,6 +265,15 @@ def test_transformers_see_all_rows_and_may_change_the_width(data):
     assert aligner.transform(data.X_test, data.Y_test)[1].shape == (200, 4 + 4)  # four carry the hubness correction
 
 
+@pytest.mark.parametrize(("p", "exponent"), [(30, 0.25), (149, 0.25), (150, 0.0)])
+@pytest.mark.parametrize("method", ["fit", "partial_fit"])
+def test_unpaired_rows_shape_the_ridge_of_the_automatic_teacher_where_pairs_are_few(p, exponent, method):
+    data = make_two_views(150, 30, 30, n_features_x=9, n_features_y=7, random_state=0)
+    aligner = getattr(SOTAlign(max_iter=2), method)(data.X, data.Y, data.paired_idx[:p])
+    assert aligner.teacher_.reg_exponent == exponent
+    assert getattr(SOTAlign("cca", max_iter=2), method)(data.X, data.Y, data.paired_idx[:p]).teacher_.reg_exponent == 0
+
+
 def test_auto_preprocessing_standardises_mixed_units_and_leaves_embeddings_alone(data):
     mixed = data.X * np.logspace(0, 4, 9)
     aligner = SOTAlign(max_iter=2).fit(mixed, data.Y, data.paired_idx)

@@ -31,7 +31,8 @@ from ._trained import ContrastiveTeacher, TrainedAligner, two
 _TEACHERS = {"cca": CCATeacher, "procrustes": ProcrustesTeacher, "contrastive": ContrastiveTeacher}
 _UNEVEN = 20  # ratio of the outer deciles of column deviations above which a view counts as features of mixed units
 _LEARN_NOTHING = (FrozenEstimator, FunctionTransformer, Normalizer)  # transformers that all rows teach nothing
-_REG_EXPONENT, _FEW_PAIRS = 0.25, 150  # of the automatic teacher, and below how many: see docs/what_moves_the_needle.rst
+_REG_EXPONENT = 0.25  # of the automatic teacher where there are unpaired rows and
+_FEW_PAIRS = 150  # fewer pairs than these: see docs/what_moves_the_needle.rst
 _TEACHER_WEIGHT = 0.4  # where there are unpaired rows to train on
 _SHARED = (  # settings that SOTAlign hands on to its second stage as they are
     "alpha",
@@ -422,8 +423,8 @@ class SOTAlignTransformer(TrainedAligner):
         `warm_start` from these heads. After a `fit`, the first call goes on from its heads, and `teacher_weight` does nothing.
         Callbacks, `checkpoint_dir` and `distributed` are not looked at: each process trains for itself.
 
-        A stream differs from a `fit` on the same rows in its means and teacher if ``center="all"``, in the order the rows come
-        in, and in the number of steps: give rows again for more of them.
+        A stream differs from a `fit` on the same rows in its means and teacher if ``center="all"``, in the teacher, too, if all
+        rows shape its ridge, in the order the rows come in, and in the number of steps: give rows again for more of them.
 
         Examples
         --------
@@ -536,8 +537,9 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
     ----------
     teacher : {"auto", "cca", "procrustes", "contrastive"} or estimator, default="auto"
         Teacher by name or instance, see :class:`SOTAlignTransformer`. "auto" is
-        :class:`CCATeacher`, its ridge cross-validated on the pairs; with fewer than 150 of them it has ``reg_exponent=0.25``,
-        so that all rows shape the ridge. To set or search parameters (``teacher__reg``) give the estimator.
+        :class:`CCATeacher`, its ridge cross-validated on the pairs; with fewer than 150 of them, and unpaired rows, it has
+        ``reg_exponent=0.25``, so that all rows shape the ridge. To set or search parameters (``teacher__reg``) give the
+        estimator.
     x_transformer, y_transformer : "auto", None or transformer, default="auto"
         Preprocessing of each view, cloned and fitted on all its rows; where these are not in memory, block by block if it
         has ``partial_fit``, else on all of them, which then must fit into it. "auto" standardises the columns of a view whose
@@ -757,7 +759,7 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
         self._fit_transformers(views)
         self.x_transformer_, self.y_transformer_ = group.first((self.x_transformer_, self.y_transformer_))
         n_unpaired = len(views.X_unpaired) + len(views.Y_unpaired)
-        aligner = SOTAlignTransformer(teacher=self._teacher(len(views.pairs)), **self._settings(n_unpaired))
+        aligner = SOTAlignTransformer(teacher=self._teacher(views), **self._settings(n_unpaired))
         aligner._steps = steps
         if self.warm_start and hasattr(self, "aligner_"):
             vars(aligner).update(
@@ -778,9 +780,9 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
     def partial_fit(self, X=None, Y=None, paired_idx=None, *, X_unpaired=None, Y_unpaired=None):
         """Train further on the rows of a stream: once over those of this call, all of which may be forgotten then.
 
-        See :meth:`SOTAlignTransformer.partial_fit`, of which this is the form for raw embeddings. Preprocessing is that of the
-        first call; give it rows enough to tell. The anchors of the hubness correction are drawn evenly from the rows of all
-        calls of `partial_fit`, and move with the heads.
+        See :meth:`SOTAlignTransformer.partial_fit`, of which this is the form for raw embeddings. Preprocessing is that of
+        the first call, and so is the shape of the teacher's ridge; give it rows enough to tell. The anchors of the hubness
+        correction are drawn evenly from the rows of all calls of `partial_fit`, and move with the heads.
 
         Parameters
         ----------
@@ -820,7 +822,7 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
             aligner = copy.copy(self.aligner_)
         else:
             self._fit_transformers(given)
-            aligner = SOTAlignTransformer(teacher=self._teacher(len(given.pairs)))
+            aligner = SOTAlignTransformer(teacher=self._teacher(given))
         stream = getattr(aligner, "_stream", None)
         n_unpaired = len(given.X_unpaired) + len(given.Y_unpaired) + (stream.n_unpaired if stream else 0)
         aligner.set_params(**self._settings(n_unpaired))
@@ -903,13 +905,13 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
             )
         return super().set_params(**params)
 
-    def _teacher(self, n_pairs):
-        """The teacher meant by its name, for so many pairs; an instance is left for the second stage to clone."""
+    def _teacher(self, views):
+        """The teacher meant by its name, for these views; an instance is left for the second stage to clone."""
         if not isinstance(self.teacher, str):
             return self.teacher
         if self.teacher == "contrastive":
             return ContrastiveTeacher(device=self.device, precision=self.precision, random_state=self.random_state)
-        if self.teacher == "auto" and n_pairs < _FEW_PAIRS:
+        if self.teacher == "auto" and len(views.pairs) < _FEW_PAIRS and len(views.X_unpaired) + len(views.Y_unpaired):
             return CCATeacher(reg_exponent=_REG_EXPONENT)
         return {"auto": CCATeacher, **_TEACHERS}[self.teacher]()
 

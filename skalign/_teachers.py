@@ -15,14 +15,14 @@ from ._core.linear import procrustes, ridge_cca, rounding_noise, thin_view, vari
 from ._core.rows import normalize_rows
 from ._core.selection import cross_validated_ridge
 from ._core.threads import Shared
-from ._pairs import group_pairs
+from ._pairs import group_pairs, some_rows
 
 _RIDGES = 10.0 ** np.arange(-5, 1, 0.5)  # for rows of unit length; far above the usual grids on purpose
 
 _RANKINGS = 1000  # held-out pairs to rank at least: fewer pairs are dealt into folds more often, up to five times
 
 _ENOUGH = 2000  # held-out pairs ranked after which further folds tell no more
-_TELLING = 4096  # rows of a view that tell how it varies
+_TELLING = 2048  # rows of a view that tell how it varies
 _MANY = 1000  # pairs from which on the linear algebra of the cross-validation is worth more than one thread
 _ONE_BLAS_THREAD = Shared(lambda: threadpool_limits(1, user_api="blas"))
 
@@ -198,8 +198,9 @@ class CCATeacher(LinearTeacher):
 
     .. math:: R_x^{-1} = c \,\bigl(C_x / \bar c_x + I / 20\bigr)^{t},
 
-    :math:`C_x` is the covariance of all rows of X, :math:`\bar c_x` its mean eigenvalue, and c makes the traces of
-    :math:`R_x^{-1} C_x` and :math:`C_x` equal: directions in which the rows vary little are shrunk more.
+    :math:`C_x` is the covariance of all rows of X (normalised like the pairs; of up to about 2,048 of them),
+    :math:`\bar c_x` its mean eigenvalue, and c makes the traces of :math:`R_x^{-1} C_x` and :math:`C_x` equal: directions in
+    which the rows vary little are shrunk more.
 
     Parameters
     ----------
@@ -207,13 +208,14 @@ class CCATeacher(LinearTeacher):
         Dimension k of the shared space, at most ``min(d_x, d_y)``. None keeps every direction the pairs support, at
         most ``min(d_x, d_y, p - 1)``.
     reg : float or "auto", default="auto"
-        Ridge added to the eigenvalues of both covariances. "auto" chooses it by cross-validation on the pairs among
-        1e-5 to 3, if ``normalize=False`` in units of each view's total variance: with few pairs the best ridge is large.
+        Ridge added to the eigenvalues of both covariances. "auto" chooses it by cross-validation on the pairs among 1e-5 to
+        3, if ``normalize=False`` in units of each view's total variance (as the ridge's shape weighs it): with few pairs
+        the best ridge is large.
     power : float, default=0.5
         Exponent q of the canonical correlations as weights of the directions, in each view. 0 weighs all alike.
     reg_exponent : float, default=0
-        Exponent t of the variances in the shape of the ridge, at least 0. With 0 it is the same in all directions, and
-        unpaired rows are not looked at. :class:`SOTAlign` has 0.25 where pairs are few.
+        Exponent t of the variances in the shape of the ridge, 0 to 2. With 0 it is the same in all directions, whatever the
+        unpaired rows are. :class:`SOTAlign` has 0.25 where pairs are few and there are unpaired rows.
     normalize : bool, default=True
         Scale each row to unit length first, here and in `transform`.
     center : {"pairs", "all"}, default="pairs"
@@ -222,7 +224,7 @@ class CCATeacher(LinearTeacher):
         Folds of ``reg="auto"``. Pairs that share a row stay in one fold; fewer than 500 pairs are dealt into folds
         repeatedly, up to five times; of more than 2,000 only as many folds are looked at as have 2,000 held-out pairs.
     random_state : int, RandomState instance or None, default=0
-        Draws the folds of ``reg="auto"``, and the rows that tell the variances of a view if it has more than 4,096. The
+        Draws the folds of ``reg="auto"``, and the rows that tell the variances of a view if it has more than 2,048. The
         default makes `fit` repeatable.
 
     Attributes
@@ -263,7 +265,7 @@ class CCATeacher(LinearTeacher):
         **LinearTeacher._parameter_constraints,
         "reg": [Interval(Real, 0, None, closed="left"), StrOptions({"auto"})],
         "power": [Interval(Real, 0, None, closed="left")],
-        "reg_exponent": [Interval(Real, 0, None, closed="left")],
+        "reg_exponent": [Interval(Real, 0, 2, closed="both")],
         "cv": [Interval(Integral, 2, None, closed="left")],
         "random_state": ["random_state"],
     }
@@ -295,18 +297,15 @@ class CCATeacher(LinearTeacher):
         X, Y = self._scaled(views.X_pairs), self._scaled(views.Y_pairs)
         roots = (None, None)
         if self.reg_exponent:
-            roots = self._variance_root(views.X_all, rng), self._variance_root(views.Y_all, rng)
+            parts = (views.X, views.X_pool), (views.Y, views.Y_pool)
+            told = [self._scaled(np.asarray(some_rows(*part, _TELLING, rng))) for part in parts]
+            roots = [variance_root(rows, self.reg_exponent) for rows in told]
             (A, X), (B, Y) = map(_mapped, (A, B), (X, Y), roots)
         chosen = self._choose_reg(views, A, B, X, Y, rng) if self.reg == "auto" else (self.reg, self.reg)
         self.reg_ = tuple(map(float, chosen))
         maps = ridge_cca(A, B, self.reg_, self.n_components, self.power)
-        W_x, W_y = (W if M is None else M @ W for M, W in zip(roots, maps[:2], strict=True))
+        W_x, W_y = (W if root is None else root(W.T).T for root, W in zip(roots, maps[:2], strict=True))
         return maps._replace(W_x=W_x, W_y=W_y)
-
-    def _variance_root(self, rows, rng):
-        if len(rows) > _TELLING:
-            rows = rows[np.sort(rng.permutation(len(rows))[:_TELLING])]
-        return variance_root(self._scaled(np.asarray(rows)), self.reg_exponent)
 
     def _choose_reg(self, views, A, B, X, Y, rng):
         """Ridge of both views, by cross-validation on the pairs; the middle of the grid where they cannot tell."""
@@ -333,8 +332,8 @@ class CCATeacher(LinearTeacher):
         return regs[np.argmax(scores) if np.ptp(scores) > 0 else len(regs) // 2]
 
 
-def _mapped(thin, rows, M):
-    """A thin view and its rows, mapped by M, or as they are without one."""
-    if M is None:
+def _mapped(thin, rows, root):
+    """A thin view and its rows, mapped by the root of variances, or as they are without one."""
+    if root is None:
         return thin, rows
-    return thin_view((thin.U * thin.s) @ (thin.Vt @ M)), rows @ M
+    return thin_view((thin.U * thin.s) @ root(thin.Vt)), root(rows).astype(rows.dtype)

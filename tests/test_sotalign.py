@@ -272,6 +272,7 @@ def test_unpaired_rows_shape_the_ridge_of_the_automatic_teacher_where_pairs_are_
     aligner = getattr(SOTAlign(max_iter=2), method)(data.X, data.Y, data.paired_idx[:p])
     assert aligner.teacher_.reg_exponent == exponent
     assert getattr(SOTAlign("cca", max_iter=2), method)(data.X, data.Y, data.paired_idx[:p]).teacher_.reg_exponent == 0
+    assert getattr(SOTAlign(max_iter=2), method)(data.X[:p], data.Y[:p]).teacher_.reg_exponent == 0  # none is unpaired
 
 
 def test_auto_preprocessing_standardises_mixed_units_and_leaves_embeddings_alone(data):

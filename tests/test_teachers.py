@@ -24,6 +24,7 @@ from threadpoolctl import threadpool_limits
 
 import skalign._teachers
 from skalign import CCATeacher, ProcrustesTeacher
+from skalign._core.linear import variance_root
 from skalign._core.rows import normalize_rows
 from skalign._pairs import group_pairs
 from skalign.datasets import load_emoji, make_two_views
@@ -535,19 +536,25 @@ def test_ridge_is_the_middle_of_the_grid_where_pairs_cannot_tell(views, pairs):
     assert_allclose(teacher.reg_, np.multiply(scale, 0.01), **EXACT)
 
 
-def test_ridge_is_chosen_on_the_pairs_by_group(views, monkeypatch):
-    X, Y = views
-    X[19] = np.nan
+def spied_on(monkeypatch):
+    """What the cross-validation was given, call by call."""
     calls, select = [], skalign._teachers.cross_validated_ridge
 
     def spy(*args, **kwargs):
-        calls.append((args, kwargs))
+        calls.append((*args, kwargs))
         return select(*args, **kwargs)
 
     monkeypatch.setattr(skalign._teachers, "cross_validated_ridge", spy)
+    return calls
+
+
+def test_ridge_is_chosen_on_the_pairs_by_group(views, monkeypatch):
+    X, Y = views
+    X[19] = np.nan
+    calls = spied_on(monkeypatch)
     pairs = np.array([[i // 2, i] for i in range(20)])
     teacher = CCATeacher(n_components=3, power=0.25, cv=4, random_state=0).fit(X, Y, pairs)
-    (A, B, seen, groups, regs), settings = calls[0]
+    A, B, seen, groups, regs, settings = calls[0]
     assert_allclose(A, normalize_rows(X[pairs[:, 0]]), **EXACT)
     assert_allclose(B, normalize_rows(Y), **EXACT)
     assert_array_equal(seen, pairs)
@@ -591,6 +598,20 @@ def test_ridge_is_shaped_by_the_variances_of_all_rows(views, rng, exponent):
     assert_allclose(cross, np.diag(teacher.singular_values_), **LIBRARY[np.float64])
 
 
+@pytest.mark.parametrize("d", [7, 70])
+def test_shaped_ridge_is_chosen_on_the_rows_it_is_solved_on(rng, monkeypatch, d):
+    calls = spied_on(monkeypatch)
+    X, Y = rng.normal(size=(40, d)) * np.arange(1, d + 1), rng.normal(size=(40, 5))
+    teacher = CCATeacher(power=0, reg_exponent=1, normalize=False, cv=2).fit(X, Y)
+    C = np.cov(X, rowvar=False, bias=True)
+    shape = C / np.mean(np.diag(C)) + np.eye(d) / 20
+    root = scipy.linalg.sqrtm(shape * np.trace(C) / np.trace(shape @ C)).real
+    assert_allclose(calls[0][0], X @ root, **LIBRARY[np.float64])
+    A, maps = (X - X.mean(axis=0)) @ root, np.linalg.solve(root, teacher.x_coef_)
+    S = A.T @ A / 39 + teacher.reg_[0] * np.eye(d)
+    assert_allclose(maps.T @ S @ maps, np.eye(maps.shape[1]), **LIBRARY[np.float64])
+
+
 def test_unpaired_rows_help_the_teacher_through_the_shape_of_its_ridge():
     gains = []
     for seed in range(5):
@@ -615,10 +636,11 @@ def test_shape_of_the_ridge_has_no_unit_and_needs_no_variance(views):
     teacher = CCATeacher(cv=2, reg_exponent=0.25, normalize=False)
     expected = clone(teacher).fit(X, Y).transform(X)
     assert_allclose(clone(teacher).fit(100 * X, Y / 8).transform(100 * X), expected, **EXACT)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a constant view leaves one direction
-        constant = clone(teacher).fit(np.ones_like(X), Y)
-    assert np.isfinite(constant.transform(np.ones_like(X))).all()
+    same = np.full_like(X, 0.1)
+    with warned("do not vary"):
+        constant = clone(teacher).fit(same, Y)
+    assert np.isfinite(constant.transform(same)).all()
+    assert variance_root(same, 0.25) is None
 
 
 def test_variances_are_told_by_some_of_many_rows(views, monkeypatch):
@@ -861,6 +883,7 @@ def test_integers_inside_cross_validation_are_refused_by_name(teacher, views):
         (CCATeacher(reg="best"), "reg"),
         (CCATeacher(power=-0.5), "power"),
         (CCATeacher(reg_exponent=-0.1), "reg_exponent"),
+        (CCATeacher(reg_exponent=20), "reg_exponent"),
         (CCATeacher(cv=1), "cv"),
         (CCATeacher(random_state="x"), "random_state"),
     ],

@@ -32,7 +32,10 @@ def _exp2_row_(block, tops, totals, n_columns, stride, floor, chunk: tl.constexp
 
 
 def exp2_shares_(block, floor):
-    """``2^max(block - row maximum, floor)`` over its row sums, in place; returns the row maxima and those sums."""
+    """``2^max(block - row maximum, floor)`` over its row sums, in place; returns the row maxima and those sums.
+
+    Entries of a row lie side by side; rows may lie apart.
+    """
     n_rows, n_columns = block.shape
     tops, totals = block.new_empty(n_rows), block.new_empty(n_rows)
     chunk = min(_CHUNK, triton.next_power_of_2(n_columns))

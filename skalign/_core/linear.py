@@ -49,19 +49,24 @@ def rounding_noise(X):
 
 
 def variance_root(rows, exponent):
-    r"""Symmetric M (d, d) with :math:`M^2 = c\,(C / \bar c + I / 20)^t`, t the exponent: large where `rows` (n, d) vary most.
+    r"""The product with a symmetric M, as a function of rows (q, d): M is large where `rows` (n, d) vary most.
 
-    C is the covariance of the rows, :math:`\bar c` its mean eigenvalue, and c leaves the trace of C to that of M C M.
-    A ridge on views mapped by M is one of :math:`\lambda M^{-2}` on the views themselves. None where C is zero.
+    :math:`M^2 = c\,(C / \bar c + I / 20)^t`, where t is the exponent, C the covariance of the rows, :math:`\bar c` its mean
+    eigenvalue, and c leaves the trace of C to that of M C M. A ridge on views mapped by M is one of
+    :math:`\lambda M^{-2}` on the views themselves. None where the rows do not vary.
     """
+    n, d = rows.shape
     Z = rows - rows.mean(axis=0, dtype=np.float64)
-    variances, directions = eigh(Z.T @ Z)
-    variances = variances.clip(min=0)
-    if not variances.any():
+    variances, vectors = eigh(Z @ Z.T if n < d else Z.T @ Z)
+    keep = variances > rounding_noise(rows) ** 2
+    variances, vectors = variances[keep], vectors[:, keep]
+    if not keep.any():
         return None
-    weights = (variances / variances.mean() + _LEAST_VARIANCE) ** exponent
-    weights *= variances.sum() / (weights @ variances)
-    return (directions * np.sqrt(weights)) @ directions.T
+    directions = (vectors / np.sqrt(variances)).T @ Z if n < d else vectors.T  # (r, d)
+    weights = (variances * d / variances.sum() + _LEAST_VARIANCE) ** exponent
+    scale = variances.sum() / (weights @ variances)
+    roots, rest = np.sqrt(scale * weights), np.sqrt(scale * _LEAST_VARIANCE**exponent)
+    return lambda R: rest * R + ((R @ directions.T) * (roots - rest)) @ directions
 
 
 def procrustes(A, B, n_components=None):

@@ -49,8 +49,7 @@ _ROOM = {"cpu": 1 << 23, "cuda": 1 << 26}  # entries kept of whole rows if the a
 _LARGE_ENTRIES = 5 << 20  # large entries kept of a plan, beside 16 for each row and column
 _BITS = (40, 32, 24, 20, 16, 12)  # an entry is large above 2^-bits of its row; the most bits that fit are taken
 _FEW = 0.09  # share of entries above which products with the large ones save little; twice that if K is not stored
-_SPACIOUS = 1 << 23  # entries of a stored K from which on this share counts in memory, and less of them do as well
-_FEW_OF_MANY = 0.02
+_SPACIOUS = 1 << 23  # entries of a stored K from which on that share counts in memory, and half as many do as well
 _SMALL = 1 << 20  # entries of a kept plan below which iterations on it are as quick as on its large entries
 _WAIT = 100  # iterations on a small plan before its large entries are asked: a hard one has not been solved by then
 _LOST = 0.05  # mass that the large entries may leave out
@@ -624,7 +623,7 @@ class _LargeEntries(_Model):
     def room(shape, is_stored):
         """How many entries are kept at most."""
         n_entries = math.prod(shape)
-        few = 2 * _FEW if not is_stored else _FEW if n_entries < _SPACIOUS else _FEW_OF_MANY
+        few = _FEW * (0.5 if n_entries >= _SPACIOUS else 1) if is_stored else 2 * _FEW
         return min(_LARGE_ENTRIES + 16 * sum(shape), math.ceil(few * n_entries))
 
     @property
@@ -660,7 +659,7 @@ class _LargeEntries(_Model):
         if self.G is None:
             starts = np.concatenate([[0], np.cumsum(self.counts)]).astype(np.int32)
             G = csr_array((self.values[: self.size], self.columns[: self.size], starts), shape=self.shape)
-            self.G, self.G_T = _product_ready(G), G.T  # a transposed copy of it saves no time
+            self.G, self.G_T = _product_ready(G), G.T  # a transposed copy of it saves no time on two cores
         a, column_sums = a.numpy(), state.column_sums.numpy()
         self.a = a
         self.v = np.ones_like(column_sums) if v is None else v.numpy()
@@ -701,7 +700,6 @@ def _product_ready(G):
     """A sparse matrix for `_times`: torch's multiplies nearly twice as fast as SciPy's, by all threads, but needs MKL."""
     if not _has_sparse_products():
         return G
-    G = G.tocsr()
     parts = map(torch.from_numpy, (G.indptr, G.indices, G.data))
     return torch.sparse_csr_tensor(*parts, G.shape, check_invariants=False)
 

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from skalign._core import affinity
 from skalign._core import sinkhorn as module
 from skalign._core.relaxation import Relaxation
-from skalign._core.sinkhorn import sinkhorn, sinkhorn_from_features
+from skalign._core.sinkhorn import _LargeEntries, sinkhorn, sinkhorn_from_features
 
 DTYPES = {np.float32: torch.float32, np.float64: torch.float64}
 
@@ -712,3 +712,11 @@ def test_affinity_must_be_a_matrix(shape):
 def test_marginals_must_fit(a, b, message):
     with pytest.raises(ValueError, match=message):
         sinkhorn(torch.zeros(7, 11), 0.1, a, b)
+
+
+def test_large_entries_of_a_large_plan_cost_a_tenth_of_its_memory():
+    bytes_each = 8  # value and column
+    for n in (1000, 2000):
+        assert _LargeEntries.room((n, n), is_stored=True) * bytes_each <= 0.18 * 4 * n**2 + bytes_each
+    for n in (2900, 4096, 20_000):
+        assert 0 < _LargeEntries.room((n, n), is_stored=True) * bytes_each <= 0.09 * 4 * n**2 + bytes_each

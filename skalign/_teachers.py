@@ -22,7 +22,7 @@ _RIDGES = 10.0 ** np.arange(-5, 1, 0.5)  # for rows of unit length; far above th
 _RANKINGS = 1000  # held-out pairs to rank at least: fewer pairs are dealt into folds more often, up to five times
 
 _ENOUGH = 2000  # held-out pairs ranked after which further folds tell no more
-_TELLING = 2048  # rows of a view that tell how it varies
+_TELLING = 4096  # rows of a view that tell how it varies
 _MANY = 1000  # pairs from which on the linear algebra of the cross-validation is worth more than one thread
 _ONE_BLAS_THREAD = Shared(lambda: threadpool_limits(1, user_api="blas"))
 
@@ -198,7 +198,7 @@ class CCATeacher(LinearTeacher):
 
     .. math:: R_x^{-1} = c \,\bigl(C_x / \bar c_x + I / 20\bigr)^{t},
 
-    :math:`C_x` is the covariance of all rows of X (normalised like the pairs; of up to about 2,048 of them),
+    :math:`C_x` is the covariance of all rows of X (normalised like the pairs; of up to about 4,096 of them),
     :math:`\bar c_x` its mean eigenvalue, and c makes the traces of :math:`R_x^{-1} C_x` and :math:`C_x` equal: directions in
     which the rows vary little are shrunk more.
 
@@ -224,7 +224,7 @@ class CCATeacher(LinearTeacher):
         Folds of ``reg="auto"``. Pairs that share a row stay in one fold; fewer than 500 pairs are dealt into folds
         repeatedly, up to five times; of more than 2,000 only as many folds are looked at as have 2,000 held-out pairs.
     random_state : int, RandomState instance or None, default=0
-        Draws the folds of ``reg="auto"``, and the rows that tell the variances of a view if it has more than 2,048. The
+        Draws the folds of ``reg="auto"``, and the rows that tell the variances of a view if it has more than 4,096. The
         default makes `fit` repeatable.
 
     Attributes

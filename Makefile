@@ -36,9 +36,9 @@ lint: $(STAMP)  ## repair what ruff can repair
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-quality: $(STAMP)  ## every method on every data set, then the README's table: make quality DATA=folder; resumes
+quality: $(STAMP)  ## every method on every data set, then their tables: make quality DATA=folder; resumes
 	$(BIN)/python benchmarks/quality.py --data $(DATA) --jobs 2
-	MPLBACKEND=Agg $(BIN)/python benchmarks/quality_report.py quality.jsonl --plot quality.png --readme README.md
+	MPLBACKEND=Agg $(BIN)/python benchmarks/quality_report.py quality.jsonl --plot quality.png
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'skalign needs Python 3.11 or newer; name one: make PYTHON=python3.12 ...')"

@@ -1,11 +1,12 @@
 """Tables and a picture from the results of `quality.py`.
 
-    python benchmarks/quality_report.py quality.jsonl --plot quality.png --readme README.md
+    python benchmarks/quality_report.py quality.jsonl --plot quality.png --readme README.md --tables benchmarks/RESULTS.md
 
-Prints Markdown: every method, then SOTAlign against the best rival, against CCA with the same hubness correction and
-against its own teacher, and the share of the gap to the best method with all pairs that it closes. ``--readme`` writes the
-short table between the two marks in that file. Spreads are standard deviations over seeds, which draw the pairs; all
-but snareseq have one test set. Errors are standard errors of paired differences, over the seeds both have.
+Makes Markdown: every method, then SOTAlign against the best rival, against CCA with the same hubness correction and
+against its own teacher, and the share of the gap to the best method with all pairs that it closes. It is printed, and
+``--tables`` writes it, ``--readme`` a short one, between the two marks in that file. The runs behind what stands there
+are in `quality.jsonl` beside this. Spreads are standard deviations over seeds, which draw the pairs; all but snareseq
+have one test set. Errors are standard errors of paired differences, over the seeds both have.
 """
 
 import argparse
@@ -29,12 +30,13 @@ def main():
     parser.add_argument("results", type=Path, nargs="+", help="files that quality.py wrote")
     parser.add_argument("--plot", type=Path, help="draw the README's methods against pairs into this file")
     parser.add_argument("--readme", type=Path, help="write the short table into this file")
+    parser.add_argument("--tables", type=Path, help="write all tables into this file")
     options = parser.parse_args()
     results = group(itertools.chain.from_iterable(map(read_results, options.results)))
-    for name in SETS:
-        if any(key[0] == name for key in results):
-            print(f"\n### {name}\n\n" + "\n".join(whole_table(results, name)))
-            print("\n" + "\n".join(comparison(results, name)))
+    tables = all_tables(results)
+    print(tables)
+    if options.tables:
+        update(options.tables, tables)
     if options.plot:
         draw(results, options.plot)
     if options.readme:
@@ -42,6 +44,14 @@ def main():
         if len(table) == 2:
             parser.error(f"the results hold no run of {OURS} on flickr8k, so {options.readme} is left as it is")
         update(options.readme, "\n".join(table))
+
+
+def all_tables(results):
+    return "\n\n".join(
+        "\n".join([f"### {name}\n", *whole_table(results, name), "", *comparison(results, name)])
+        for name in SETS
+        if any(key[0] == name for key in results)
+    )
 
 
 def group(results):

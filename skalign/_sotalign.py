@@ -536,10 +536,9 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
     Parameters
     ----------
     teacher : {"auto", "cca", "procrustes", "contrastive"} or estimator, default="auto"
-        Teacher by name or instance, see :class:`SOTAlignTransformer`. "auto" is
-        :class:`CCATeacher`, its ridge cross-validated on the pairs; with fewer than 150 of them, and unpaired rows, it has
-        ``reg_exponent=0.25``, so that all rows shape the ridge. To set or search parameters (``teacher__reg``) give the
-        estimator.
+        Teacher by name or instance, see :class:`SOTAlignTransformer`. "auto" is "cca", its ridge cross-validated on the
+        pairs; with fewer than 150 of them, and unpaired rows, it has ``reg_exponent=0.25``, so that all rows shape the ridge.
+        To set or search its parameters (``teacher__reg``) give the estimator, ``CCATeacher()``.
     x_transformer, y_transformer : "auto", None or transformer, default="auto"
         Preprocessing of each view, cloned and fitted on all its rows; where these are not in memory, block by block if it
         has ``partial_fit``, else on all of them, which then must fit into it. "auto" standardises the columns of a view whose

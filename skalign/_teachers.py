@@ -11,7 +11,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from threadpoolctl import threadpool_limits
 
 from ._base import BaseAligner, all_or_nothing, warn_zero_rows
-from ._core.linear import procrustes, ridge_cca, rounding_noise, thin_view, variance_root
+from ._core.linear import procrustes, ridge_cca, rounding_noise, signed, thin_view, variance_root
 from ._core.rows import normalize_rows
 from ._core.selection import cross_validated_ridge
 from ._core.threads import Shared
@@ -305,7 +305,7 @@ class CCATeacher(LinearTeacher):
         self.reg_ = tuple(map(float, chosen))
         maps = ridge_cca(A, B, self.reg_, self.n_components, self.power)
         W_x, W_y = (W if root is None else root(W.T).T for root, W in zip(roots, maps[:2], strict=True))
-        return maps._replace(W_x=W_x, W_y=W_y)
+        return signed(W_x, W_y, maps.s)
 
     def _choose_reg(self, views, A, B, X, Y, rng):
         """Ridge of both views, by cross-validation on the pairs; the middle of the grid where they cannot tell."""

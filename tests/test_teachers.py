@@ -594,6 +594,7 @@ def test_ridge_is_shaped_by_the_variances_of_all_rows(views, rng, exponent):
         ridged.append(np.cov(view, rowvar=False) + 0.1 * np.linalg.inv(shape * np.trace(C) / np.trace(shape @ C)))
     for W, S in zip(maps, ridged, strict=True):
         assert_allclose(W.T @ S @ W, np.eye(W.shape[1]), **LIBRARY[np.float64])
+    assert (maps[0][abs(maps[0]).argmax(axis=0), np.arange(maps[0].shape[1])] > 0).all()
     cross = maps[0].T @ spreads[0].T @ spreads[1] @ maps[1] / 19
     assert_allclose(cross, np.diag(teacher.singular_values_), **LIBRARY[np.float64])
 

@@ -106,8 +106,13 @@ def _paired_directions(A, B, inner_x, inner_y, outer_x, outer_y, n_components, c
     k = k if n_components is None else min(k, n_components)
     W_x = A.Vt.T @ (outer_x[:, None] * U[:, :k])
     W_y = B.Vt.T @ (outer_y[:, None] * Vt[:k].T)
-    sign = np.sign(W_x[np.abs(W_x).argmax(axis=0), np.arange(k)])
-    return LinearMaps(W_x * sign, W_y * sign, s[:k])
+    return signed(W_x, W_y, s[:k])
+
+
+def signed(W_x, W_y, s):
+    """`LinearMaps` in which the largest entry of each column of W_x is positive."""
+    sign = np.sign(W_x[np.abs(W_x).argmax(axis=0), np.arange(len(s))])
+    return LinearMaps(W_x * sign, W_y * sign, s)
 
 
 def _robust_svd(M):

@@ -53,9 +53,9 @@ class LinearTeacher(BaseAligner):
             Which rows belong together. None: row i of X and row i of Y, except missing ones. A boolean mask is the
             form that is safe inside cross-validation.
         X_unpaired, Y_unpaired : array-like of shape (q_x, d_x) and (q_y, d_y), default=None
-            Further rows without a partner, in memory or not, see :meth:`~skalign.SOTAlignTransformer.fit`. Together with the
-            unpaired rows of X and Y they move the means if ``center="all"``, and shape the ridge of a :class:`CCATeacher` whose
-            `reg_exponent` is not 0.
+            Further rows without a partner, in memory or not, see :meth:`~skalign.SOTAlignTransformer.fit`. Together with
+            the unpaired rows of X and Y they move the means if ``center="all"``, and shape the ridge of a
+            :class:`~skalign.CCATeacher` whose `reg_exponent` is not 0.
 
         Returns
         -------

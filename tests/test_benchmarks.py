@@ -96,17 +96,30 @@ def test_runs_are_kept_and_not_repeated_and_the_report_holds_them(quality, folde
 
     monkeypatch.syspath_prepend(Path(quality.__file__).parent)
     report = benchmark("quality_report")
-    readme.write_text("before\n" + "\n".join(report.MARKS) + "\nafter\n")
-    monkeypatch.setattr(
-        sys,
-        "argv",
-        ["quality_report.py", str(results), "--readme", str(readme), "--plot", str(folder / "quality.png")],
-    )
+    tables = folder / "RESULTS.md"
+    for file in (readme, tables):
+        file.write_text("before\n" + "\n".join(report.MARKS) + "\nafter\n")
+    files = ["--readme", str(readme), "--tables", str(tables), "--plot", str(folder / "quality.png")]
+    monkeypatch.setattr(sys, "argv", ["quality_report.py", str(results), *files])
     report.main()
     cell = f"{np.mean(recalls):.1f} ± {np.std(recalls, ddof=1):.1f}"
-    assert f"| 50 | SOTAlign | 2 | {cell} |" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"| 50 | SOTAlign | 2 | {cell} |" in printed
+    assert tables.read_text() == f"before\n{report.MARKS[0]}\n{printed}{report.MARKS[1]}\nafter\n"
     assert f"**{cell}** |\n{report.MARKS[1]}\nafter" in readme.read_text()  # and no row of other counts
     assert (folder / "quality.png").stat().st_size > 10_000
+
+
+def test_readme_and_results_hold_what_the_kept_runs_say(monkeypatch, quality):
+    folder = Path(quality.__file__).parent
+    monkeypatch.syspath_prepend(folder)
+    report = benchmark("quality_report")
+    results = report.group(quality.read_results(folder / "quality.jsonl"))
+    for file, table in (
+        (folder.parent / "README.md", "\n".join(report.short_table(results))),
+        (folder / "RESULTS.md", report.all_tables(results)),
+    ):
+        assert f"{report.MARKS[0]}\n{table}\n{report.MARKS[1]}\n" in file.read_text()
 
 
 def test_a_line_that_was_cut_off_is_run_again(quality, tmp_path):

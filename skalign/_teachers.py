@@ -305,7 +305,7 @@ class CCATeacher(LinearTeacher):
         self.reg_ = tuple(map(float, chosen))
         maps = ridge_cca(A, B, self.reg_, self.n_components, self.power)
         W_x, W_y = (W if root is None else root(W.T).T for root, W in zip(roots, maps[:2], strict=True))
-        return signed(W_x, W_y, maps.s)
+        return signed(np.ascontiguousarray(W_x), np.ascontiguousarray(W_y), maps.s)
 
     def _choose_reg(self, views, A, B, X, Y, rng):
         """Ridge of both views, by cross-validation on the pairs; the middle of the grid where they cannot tell."""

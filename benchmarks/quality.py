@@ -73,12 +73,14 @@ def main():
     runs = Parallel(options.jobs, return_as="generator_unordered")(delayed(run)(options.data, task) for task in tasks)
     for result in runs:
         with options.results.open("a") as file:
-            file.write(json.dumps(json.loads(json.dumps(result), parse_float=short)) + "\n")
+            file.write(as_line(result))
         print(*key(result), f"{100 * result['mean_recall']:.2f}", f"{result['seconds']:.1f} s", flush=True)
 
 
-def short(number):
-    return round(float(number), 6)
+def as_line(result):
+    """JSON with six decimals, for the runs are kept."""
+    rounded = json.loads(json.dumps(result), parse_float=lambda number: round(float(number), 6))
+    return json.dumps(rounded) + "\n"
 
 
 def parse_arguments():

@@ -758,7 +758,7 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
         self._fit_transformers(views)
         self.x_transformer_, self.y_transformer_ = group.first((self.x_transformer_, self.y_transformer_))
         n_unpaired = len(views.X_unpaired) + len(views.Y_unpaired)
-        aligner = SOTAlignTransformer(teacher=self._teacher(views), **self._settings(n_unpaired))
+        aligner = SOTAlignTransformer(teacher=self._teacher(len(views.pairs), n_unpaired), **self._settings(n_unpaired))
         aligner._steps = steps
         if self.warm_start and hasattr(self, "aligner_"):
             vars(aligner).update(
@@ -817,13 +817,13 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
         True
         """
         given = self._judge_further(X, Y, paired_idx, X_unpaired, Y_unpaired, check_pools=False)
+        stream = getattr(getattr(self, "aligner_", None), "_stream", None)
+        n_unpaired = len(given.X_unpaired) + len(given.Y_unpaired) + (stream.n_unpaired if stream else 0)
         if hasattr(self, "aligner_"):
             aligner = copy.copy(self.aligner_)
         else:
             self._fit_transformers(given)
-            aligner = SOTAlignTransformer(teacher=self._teacher(given))
-        stream = getattr(aligner, "_stream", None)
-        n_unpaired = len(given.X_unpaired) + len(given.Y_unpaired) + (stream.n_unpaired if stream else 0)
+            aligner = SOTAlignTransformer(teacher=self._teacher(len(given.pairs), n_unpaired))
         aligner.set_params(**self._settings(n_unpaired))
         views = self._preprocessed(given.X, given.Y) if len(given.X) else (None, None)
         aligner.partial_fit(*views, given.pairs if len(given.X) else None, **self._preprocessed_pools(given))
@@ -904,13 +904,13 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
             )
         return super().set_params(**params)
 
-    def _teacher(self, views):
-        """The teacher meant by its name, for these views; an instance is left for the second stage to clone."""
+    def _teacher(self, n_pairs, n_unpaired):
+        """The teacher meant by its name, for so many rows; an instance is left for the second stage to clone."""
         if not isinstance(self.teacher, str):
             return self.teacher
         if self.teacher == "contrastive":
             return ContrastiveTeacher(device=self.device, precision=self.precision, random_state=self.random_state)
-        if self.teacher == "auto" and len(views.pairs) < _FEW_PAIRS and len(views.X_unpaired) + len(views.Y_unpaired):
+        if self.teacher == "auto" and n_unpaired and n_pairs < _FEW_PAIRS:
             return CCATeacher(reg_exponent=_REG_EXPONENT)
         return {"auto": CCATeacher, **_TEACHERS}[self.teacher]()
 

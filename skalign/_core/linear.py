@@ -1,6 +1,6 @@
 """Closed-form linear maps between two views. Knows NumPy and SciPy, knows nothing of estimators or torch.
 
-All functions take centred pairs ``A`` (p, d_x) and ``B`` (p, d_y), row i of one belonging to row i of the other, and
+Solvers take centred pairs ``A`` (p, d_x) and ``B`` (p, d_y), row i of one belonging to row i of the other, and
 work on thin singular value decompositions, so the cost follows min(p, d) and a view may have more columns than rows.
 """
 

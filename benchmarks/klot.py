@@ -32,7 +32,7 @@ from pathlib import Path
 
 D = 256
 SECONDS = 5  # a measurement is repeated until it took that long, as training repeats its steps
-SLOW = {  # rows up to which a method is run
+SLOW = {  # rows up to which a method is run unless --methods names it
     "plain loop": 4096,
     "unrolled": 1024,
     "POT log": 2048,
@@ -53,7 +53,7 @@ def main():
         for kind, n in itertools.product(options.kinds, options.sizes):
             if n <= 4096:
                 launch("reference", kind, n, folder, options, max(options.threads))
-            methods = [name for name in options.methods if n <= SLOW.get(name, n)]
+            methods = options.methods or [name for name in METHODS if n <= SLOW.get(name, n)]
             found = {case: [] for case in itertools.product(methods, options.threads)}
             for _, (name, threads) in itertools.product(range(options.rounds), found):
                 found[name, threads].append(launch(name, kind, n, folder, options, threads))
@@ -70,7 +70,9 @@ def parse_arguments():
     parser.add_argument("--data", type=Path, help="folder with the folder flickr8k_mnv2_minilm")
     parser.add_argument("--sizes", type=int, nargs="+", default=[1024, 2048, 4096], help="rows of either view")
     parser.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS, help="kinds of problem")
-    parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS, help="which methods to run")
+    parser.add_argument(
+        "--methods", nargs="+", choices=METHODS, help="which methods to run; default all that end in minutes"
+    )
     parser.add_argument(
         "--epsilons", type=float, nargs=2, default=[0.05, 0.005], help="student's and teacher's epsilon"
     )

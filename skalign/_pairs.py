@@ -370,12 +370,12 @@ def some_rows(view, pool, n_rows, rng, without=None):
 
     `without` is None, or tells of each row of the view whether it is left out.
     """
-    n_all = len(view) + (0 if pool is None else len(pool))
+    of_view = np.arange(len(view)) if without is None else np.flatnonzero(~without)
+    n_all = len(of_view) + (0 if pool is None else len(pool))
     # of many, draws with replacement, of which a few are lost: no permutation as long as the view
     rows = np.unique(rng.randint(n_all, size=n_rows)) if n_all > n_rows else np.arange(n_all)
-    of_view = rows[rows < len(view)]
-    drawn = view[of_view if without is None else of_view[~without[of_view]]]
-    return stack(drawn[~missing_rows(drawn)], None if pool is None else pool[rows[rows >= len(view)] - len(view)])
+    drawn = view[of_view[rows[rows < len(of_view)]]]
+    return stack(drawn[~missing_rows(drawn)], None if pool is None else pool[rows[rows >= len(of_view)] - len(of_view)])
 
 
 def _blocks(view, pool):

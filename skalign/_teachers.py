@@ -19,10 +19,11 @@ from ._pairs import group_pairs, some_rows
 
 _RIDGES = 10.0 ** np.arange(-5, 1, 0.5)  # for rows of unit length; far above the usual grids on purpose
 
-_RANKINGS = 1000  # held-out pairs to rank at least: fewer pairs are dealt into folds more often, up to five times
+_RANKINGS = 500  # held-out pairs to rank at least: fewer pairs are dealt into folds more often, up to five times
 
 _ENOUGH = 2000  # held-out pairs ranked after which further folds tell no more
 _TELLING = 4096  # rows of a view that tell how it varies
+_GALLERY = 500  # unpaired rows of a view among which held-out pairs are ranked, too
 _MANY = 1000  # pairs from which on the linear algebra of the cross-validation is worth more than one thread
 _ONE_BLAS_THREAD = Shared(lambda: threadpool_limits(1, user_api="blas"))
 
@@ -54,8 +55,8 @@ class LinearTeacher(BaseAligner):
             form that is safe inside cross-validation.
         X_unpaired, Y_unpaired : array-like of shape (q_x, d_x) and (q_y, d_y), default=None
             Further rows without a partner, in memory or not, see :meth:`~skalign.SOTAlignTransformer.fit`. Together with
-            the unpaired rows of X and Y they move the means if ``center="all"``, and shape the ridge of a
-            :class:`~skalign.CCATeacher` whose `reg_exponent` is not 0.
+            the unpaired rows of X and Y they move the means if ``center="all"``; in a :class:`~skalign.CCATeacher` held-out
+            pairs are ranked among them to choose the ridge, and they shape it if `reg_exponent` is not 0.
 
         Returns
         -------
@@ -210,7 +211,8 @@ class CCATeacher(LinearTeacher):
     reg : float or "auto", default="auto"
         Ridge added to the eigenvalues of both covariances. "auto" chooses it by cross-validation on the pairs among 1e-5 to
         3, if ``normalize=False`` in units of each view's total variance (as the ridge's shape weighs it): with few pairs
-        the best ridge is large.
+        the best ridge is large. Held-out pairs are ranked among themselves and up to 500 unpaired rows of the other view;
+        the least mean logarithm of the ranks wins.
     power : float, default=0.5
         Exponent q of the canonical correlations as weights of the directions, in each view. 0 weighs all alike.
     reg_exponent : float, default=0
@@ -221,11 +223,11 @@ class CCATeacher(LinearTeacher):
     center : {"pairs", "all"}, default="pairs"
         Rows whose mean is subtracted: the pairs (as the paper's authors do), or every row given to `fit`.
     cv : int, default=5
-        Folds of ``reg="auto"``. Pairs that share a row stay in one fold; fewer than 500 pairs are dealt into folds
+        Folds of ``reg="auto"``. Pairs that share a row stay in one fold; up to 250 pairs are dealt into folds
         repeatedly, up to five times; of more than 2,000 only as many folds are looked at as have 2,000 held-out pairs.
     random_state : int, RandomState instance or None, default=0
-        Draws the folds of ``reg="auto"``, and the rows that tell the variances of a view if it has more than 4,096. The
-        default makes `fit` repeatable.
+        Draws the folds and the unpaired rows of ``reg="auto"``, and the rows that tell the variances of a view if it has more
+        than 4,096. The default makes `fit` repeatable.
 
     Attributes
     ----------
@@ -238,8 +240,8 @@ class CCATeacher(LinearTeacher):
     reg_ : tuple of two floats
         Ridge used for X and for Y.
     cv_results_ : dict of str to ndarray
-        Of ``reg="auto"``: "reg" (candidates, shape (q, 2)) and "mean_reciprocal_rank" (of held-out pairs, both
-        directions).
+        Of ``reg="auto"``: "reg" (candidates, shape (q, 2)) and "geometric_mean_rank" (of held-out pairs, both
+        directions; from 1, the best, up).
     n_components_ : int
         Dimension k reached.
     n_pairs_ : int
@@ -297,30 +299,31 @@ class CCATeacher(LinearTeacher):
         X, Y = self._scaled(views.X_pairs), self._scaled(views.Y_pairs)
         roots = (None, None)
         if self.reg_exponent:
-            parts = (views.X, views.X_pool), (views.Y, views.Y_pool)
-            told = [self._scaled(np.asarray(some_rows(*part, _TELLING, rng))) for part in parts]
+            told = [self._scaled(np.asarray(some_rows(*part, _TELLING, rng))) for part in _parts(views)]
             roots = [variance_root(rows, self.reg_exponent) for rows in told]
             (A, X), (B, Y) = map(_mapped, (A, B), (X, Y), roots)
-        chosen = self._choose_reg(views, A, B, X, Y, rng) if self.reg == "auto" else (self.reg, self.reg)
+        chosen = self._choose_reg(views, A, B, X, Y, roots, rng) if self.reg == "auto" else (self.reg, self.reg)
         self.reg_ = tuple(map(float, chosen))
         maps = ridge_cca(A, B, self.reg_, self.n_components, self.power)
         W_x, W_y = (W if root is None else root(W.T).T for root, W in zip(roots, maps[:2], strict=True))
         return signed(np.ascontiguousarray(W_x), np.ascontiguousarray(W_y), maps.s)
 
-    def _choose_reg(self, views, A, B, X, Y, rng):
+    def _choose_reg(self, views, A, B, X, Y, roots, rng):
         """Ridge of both views, by cross-validation on the pairs; the middle of the grid where they cannot tell."""
         n_pairs = len(views.pairs)
+        others = [self._unpaired(*of_view, rng) for of_view in zip(_parts(views), views.pairs.T, roots, strict=True)]
         # One ridge for both views: the narrower view has the larger eigenvalues and needs no larger ridge for that.
         scales = (1.0, 1.0) if self.normalize else (A.eigenvalues.sum(), B.eigenvalues.sum())
         regs = np.outer(_RIDGES, scales)  # (q, 2)
         # threads cost more than they bring on small matrices, and by far more if others want the cores too
         with _ONE_BLAS_THREAD if n_pairs < _MANY else contextlib.nullcontext():
-            scores = cross_validated_ridge(
+            losses = cross_validated_ridge(
                 X,
                 Y,
                 views.pairs,
                 group_pairs(views.pairs),
                 regs,
+                others=others,
                 n_components=self.n_components,
                 power=self.power,
                 n_folds=self.cv,
@@ -328,8 +331,20 @@ class CCATeacher(LinearTeacher):
                 n_enough=_ENOUGH,
                 rng=rng,
             )
-        self.cv_results_ = {"reg": regs, "mean_reciprocal_rank": scores}
-        return regs[np.argmax(scores) if np.ptp(scores) > 0 else len(regs) // 2]
+        self.cv_results_ = {"reg": regs, "geometric_mean_rank": np.exp(losses)}
+        return regs[np.argmin(losses) if np.ptp(losses) > 0 else len(regs) // 2]
+
+    def _unpaired(self, part, paired, root, rng):
+        """Some rows of a view and its pool that stand in no pair, prepared as the pairs are."""
+        is_paired = np.zeros(len(part[0]), dtype=bool)
+        is_paired[paired] = True
+        rows = self._scaled(np.asarray(some_rows(*part, _GALLERY, rng, is_paired)))
+        return rows if root is None else root(rows).astype(rows.dtype)
+
+
+def _parts(views):
+    """Rows and pool of either view."""
+    return (views.X, views.X_pool), (views.Y, views.Y_pool)
 
 
 def _mapped(thin, rows, root):

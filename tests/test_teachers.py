@@ -451,7 +451,7 @@ def test_bad_pools_are_refused(teacher, views, pool, message):
 # forms of pairs
 
 
-@pytest.mark.parametrize("teacher", [*TEACHERS, CCATeacher(cv=2)], ids=["procrustes", "cca", "cca auto"], indirect=True)
+@every_teacher
 def test_forms_of_pairs_say_the_same(teacher, views):
     X, Y = views
     mask = np.arange(20) % 3 > 0
@@ -471,6 +471,22 @@ def test_forms_of_pairs_say_the_same(teacher, views):
     for fit in fits[1:]:
         assert_same_fit(fit, fits[0])
         assert fit.n_pairs_ == 13
+
+
+def test_forms_of_unpaired_rows_say_the_same(views):
+    X, Y = views
+    mask = np.arange(20) % 3 > 0
+    rows = np.flatnonzero(mask)
+    teacher = CCATeacher(cv=2)
+    fits = [
+        clone(teacher).fit(X, Y, mask),
+        clone(teacher).fit(X, Y[::-1], np.column_stack([rows, 19 - rows])),
+        clone(teacher).fit(X[mask], Y[mask], X_unpaired=X[~mask], Y_unpaired=Y[~mask]),
+        clone(teacher).fit(X, Y[mask], np.column_stack([rows, np.arange(13)]), Y_unpaired=Y[~mask][::-1]),
+    ]
+    for fit in fits[1:]:
+        assert_same_fit(fit, fits[0])
+        assert_allclose(fit.cv_results_["geometric_mean_rank"], fits[0].cv_results_["geometric_mean_rank"], **EXACT)
 
 
 @every_teacher
@@ -507,9 +523,9 @@ def test_ridge_for_emoji_is_an_inner_point_of_the_grid():
     with threadpool_limits(1):  # on a busy machine, BLAS threads waiting for one another take minutes
         teacher = CCATeacher(random_state=0).fit(data.X, data.Y, data.paired_idx)
     results = teacher.cv_results_
-    best = results["mean_reciprocal_rank"].argmax()
+    best = results["geometric_mean_rank"].argmin()
     assert 0 < best < len(results["reg"]) - 1
-    assert results["mean_reciprocal_rank"][best] > results["mean_reciprocal_rank"][[0, -1]].max() + 0.02
+    assert 1.1 * results["geometric_mean_rank"][best] < results["geometric_mean_rank"][[0, -1]].min()
     assert teacher.reg_ == tuple(results["reg"][best])
     assert teacher.reg_[0] == teacher.reg_[1]  # rows of unit length have one scale
     assert teacher.score(data.X_test, data.Y_test, paired_idx=data.test_idx) > 10 / 400  # ten times chance
@@ -562,10 +578,12 @@ def test_ridge_is_chosen_on_the_pairs_by_group(views, monkeypatch):
     assert_array_equal(regs, teacher.cv_results_["reg"])
     names = "n_components", "power", "n_folds", "n_repeats", "n_enough"
     assert [settings[name] for name in names] == [3, 0.25, 4, 5, 2000]
-    assert teacher.cv_results_["mean_reciprocal_rank"].shape == (len(regs),)
+    assert_allclose(settings["others"][0], normalize_rows(X[10:19]), **EXACT)  # the last row is missing
+    assert len(settings["others"][1]) == 0  # each row of Y stands in a pair
+    assert teacher.cv_results_["geometric_mean_rank"].shape == (len(regs),)
 
 
-@pytest.mark.parametrize(("p", "n_repeats"), [(90, 5), (300, 3), (500, 2), (1000, 1), (1500, 1)])
+@pytest.mark.parametrize(("p", "n_repeats"), [(90, 5), (150, 3), (250, 2), (251, 1), (1500, 1)])
 def test_few_pairs_are_dealt_more_often(monkeypatch, p, n_repeats):
     seen = []
 
@@ -652,9 +670,38 @@ def test_variances_are_told_by_some_of_many_rows(views, monkeypatch):
     assert abs(maps[0] - maps[2]).max() > 1e-6
 
 
+@pytest.mark.parametrize("exponent", [0, 0.5])
+def test_held_out_pairs_are_ranked_among_some_unpaired_rows(views, rng, monkeypatch, exponent):
+    monkeypatch.setattr(skalign._teachers, "_GALLERY", 8)
+    X, Y = views
+    pools = rng.normal(size=(5, 7)), rng.normal(size=(900, 11))
+    calls = spied_on(monkeypatch)
+    for seed in (0, 0, 1):
+        CCATeacher(cv=2, reg_exponent=exponent, random_state=seed).fit(X, Y, X_unpaired=pools[0], Y_unpaired=pools[1])
+    (few, some), (_, again), (_, others) = (settings["others"] for *_, settings in calls)
+    roots = [variance_root(normalize_rows(np.vstack(parts)), exponent) for parts in zip(views, pools, strict=True)]
+    assert_allclose(few, roots[0](normalize_rows(pools[0])), **EXACT)
+    assert_array_equal(some, again)
+    assert 1 <= len(some) <= 8
+    whole = {row.round(9).tobytes() for row in roots[1](normalize_rows(pools[1]))}
+    assert {row.round(9).tobytes() for row in some} <= whole
+    assert some.tobytes() != others.tobytes()
+
+
+def test_unpaired_rows_make_the_choice_by_few_pairs_steadier():
+    spread = np.empty((6, 2))
+    for k in range(6):
+        data = make_two_views(25, 500, 500, 0, n_features_x=40, n_features_y=30, noise=0.3, random_state=k)
+        for with_others, n_rows in enumerate((25, None)):
+            X, Y = data.X[:n_rows], data.Y[:n_rows]
+            fits = [CCATeacher(random_state=seed).fit(X, Y, data.paired_idx) for seed in range(3)]
+            spread[k, with_others] = np.std([np.log10(fit.reg_[0]) for fit in fits])
+    assert spread[:, 1].mean() < 0.6 * spread[:, 0].mean()
+
+
 def test_ridge_is_repeatable_and_the_seed_decides(views):
     scores = [
-        CCATeacher(cv=2, random_state=seed).fit(*views).cv_results_["mean_reciprocal_rank"]
+        CCATeacher(cv=2, random_state=seed).fit(*views).cv_results_["geometric_mean_rank"]
         for seed in (0, 0, 1, np.random.RandomState(0))
     ]
     assert_array_equal(scores[0], scores[1])

@@ -6,8 +6,10 @@ from .linear import ridge_cca, rounding_noise, thin_view
 from .ranks import best_match_ranks
 
 
-def cross_validated_ridge(A, B, pairs, groups, regs, *, n_components, power, n_folds, n_repeats, n_enough, rng):
-    """Held-out score of `ridge_cca` for each of some ridges.
+def cross_validated_ridge(
+    A, B, pairs, groups, regs, *, others=None, n_components, power, n_folds, n_repeats, n_enough, rng
+):
+    r"""Held-out loss of `ridge_cca` for each of some ridges.
 
     Parameters
     ----------
@@ -19,6 +21,8 @@ def cross_validated_ridge(A, B, pairs, groups, regs, *, n_components, power, n_f
         Pairs of one group share a row; they stay on one side of every split.
     regs : ndarray of shape (q, 2)
         Candidates: ridge of A and of B.
+    others : pair of ndarray of shape (u_x, d_x) and (u_y, d_y), or None
+        Rows without a partner, which stand among those that a held-out row is searched in.
     n_components, power : see `ridge_cca`
     n_folds : int
         Number of folds, cut down to the number of groups.
@@ -31,11 +35,13 @@ def cross_validated_ridge(A, B, pairs, groups, regs, *, n_components, power, n_f
 
     Returns
     -------
-    scores : ndarray of shape (q,)
-        Mean reciprocal rank of the held-out pairs among themselves, both directions, averaged over the pairs
-        ranked; NaN if there are fewer than two groups.
+    losses : ndarray of shape (q,)
+        Mean logarithm of the ranks of held-out pairs, both directions, among the held-out rows of the fold and the
+        others; NaN if there are fewer than two groups. Of a few pairs the reciprocal rank, which only sees the first places,
+        tells less: with it the choice depends on how the folds fell.
     """
     n_groups = groups.max() + 1
+    others = others or (A[:0], B[:0])
     n_folds = min(n_folds, n_groups)
     if n_folds < 2:
         return np.full(len(regs), np.nan)
@@ -43,15 +49,15 @@ def cross_validated_ridge(A, B, pairs, groups, regs, *, n_components, power, n_f
     for _ in range(n_repeats):
         fold = (rng.permutation(n_groups) % n_folds)[groups]  # (p,)
         for k in range(n_folds):
-            totals += _fold_scores(A, B, pairs, fold == k, regs, n_components, power)
+            totals += _fold_losses(A, B, others, pairs, fold == k, regs, n_components, power)
             n_ranked += np.count_nonzero(fold == k)
             if n_ranked >= n_enough:
                 return totals / n_ranked
     return totals / n_ranked
 
 
-def _fold_scores(A, B, pairs, test, regs, n_components, power):
-    """Mean reciprocal rank of one test part, times its number of pairs, for each candidate."""
+def _fold_losses(A, B, others, pairs, test, regs, n_components, power):
+    """Mean logarithm of the ranks of one test part, times its number of pairs, for each candidate."""
     train = ~test
     mean_a, mean_b = A[train].mean(axis=0, dtype=np.float64), B[train].mean(axis=0, dtype=np.float64)
     thin_a = thin_view(A[train] - mean_a, rounding_noise(A[train]))
@@ -59,20 +65,21 @@ def _fold_scores(A, B, pairs, test, regs, n_components, power):
     # one row a sample, and the pairs as positions among them
     a_rows, a_of = np.unique(pairs[test, 0], return_index=True, return_inverse=True)[1:]
     b_rows, b_of = np.unique(pairs[test, 1], return_index=True, return_inverse=True)[1:]
-    held_a, held_b = (A[test][a_rows] - mean_a) @ thin_a.Vt.T, (B[test][b_rows] - mean_b) @ thin_b.Vt.T
+    gallery_a = (np.concatenate([A[test][a_rows], others[0]]) - mean_a) @ thin_a.Vt.T
+    gallery_b = (np.concatenate([B[test][b_rows], others[1]]) - mean_b) @ thin_b.Vt.T
     # from here on in the coordinates of the training part, which are fewer than the columns where pairs are few
     short_a, short_b = (thin._replace(Vt=np.eye(len(thin.s))) for thin in (thin_a, thin_b))
     local, cross = np.column_stack([a_of, b_of]), thin_a.U.T @ thin_b.U
-    scores = np.empty(len(regs))
+    losses = np.empty(len(regs))
     for i, reg in enumerate(regs):
         maps = ridge_cca(short_a, short_b, reg, n_components, power, cross)
-        scores[i] = _mean_reciprocal_rank(held_a @ maps.W_x, held_b @ maps.W_y, local)
-    return scores * np.count_nonzero(test)
+        losses[i] = _mean_log_rank(gallery_a @ maps.W_x, gallery_b @ maps.W_y, local)
+    return losses * np.count_nonzero(test)
 
 
-def _mean_reciprocal_rank(F, G, pairs):
-    """Average of both directions; 0 where the map has no direction left."""
+def _mean_log_rank(F, G, pairs):
+    """Average of both directions; where the map has no direction left, all rows are ties, which count as wrong."""
     if F.shape[1] == 0:
-        return 0.0
+        F, G = np.zeros((len(F), 1)), np.zeros((len(G), 1))
     forward, backward = best_match_ranks(F, G, pairs), best_match_ranks(G, F, pairs[:, ::-1])
-    return (np.mean(1 / forward.ranks) + np.mean(1 / backward.ranks)) / 2
+    return (np.mean(np.log(forward.ranks)) + np.mean(np.log(backward.ranks))) / 2

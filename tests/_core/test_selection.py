@@ -48,13 +48,13 @@ def with_shared_rows(rng):
 @pytest.fixture
 def held_out(monkeypatch):
     """The test part of every fold, in the order of evaluation."""
-    masks, fold_scores = [], selection._fold_scores
+    masks, fold_losses = [], selection._fold_losses
 
-    def spy(A, B, pairs, test, *args):
+    def spy(A, B, others, pairs, test, *args):
         masks.append(test.copy())
-        return fold_scores(A, B, pairs, test, *args)
+        return fold_losses(A, B, others, pairs, test, *args)
 
-    monkeypatch.setattr(selection, "_fold_scores", spy)
+    monkeypatch.setattr(selection, "_fold_losses", spy)
     return masks
 
 
@@ -62,10 +62,10 @@ def held_out(monkeypatch):
 def test_noise_asks_for_a_large_ridge_and_exact_views_for_a_small_one(seed):
     rng = np.random.default_rng(seed)
     exact, noise = select(*noiseless(rng)), select(*noisy(rng))
-    assert RIDGES[exact.argmax(), 0] <= 1e-1
-    assert exact[0] > 0.999 and exact[-1] < 0.5
-    assert RIDGES[noise.argmax(), 0] >= 10
-    assert noise[-1] > noise[0] + 0.03
+    assert RIDGES[exact.argmin(), 0] <= 1e-1
+    assert exact[0] < 0.001 and exact[-1] > 0.7
+    assert RIDGES[noise.argmin(), 0] >= 10
+    assert noise[-1] < noise[0] - 0.05
 
 
 def dense_maps(A, B, reg, n_components, power):
@@ -80,22 +80,26 @@ def dense_maps(A, B, reg, n_components, power):
     return roots[0] @ U[:, :k] * s[:k] ** power, roots[1] @ Vt[:k].T * s[:k] ** power
 
 
-def reciprocal_ranks(F, G, pairs):
-    """One over the rank of the best match, for each distinct sample of the first view, by plain loops."""
+def mean_log_rank(F, G, others, pairs):
+    """Of the best match of each distinct sample of the first view, among the second's of these pairs and others, by loops."""
     result = []
     for i in sorted({i for i, _ in pairs}):
         own = {j for q, j in pairs if q == i}
-        cosine = {j: F[i] @ G[j] / (np.linalg.norm(F[i]) * np.linalg.norm(G[j])) for j in {j for _, j in pairs}}
+        gallery = {j: G[j] for j in {j for _, j in pairs}} | {("other", j): g for j, g in enumerate(others)}
+        cosine = {j: F[i] @ g / (np.linalg.norm(F[i]) * np.linalg.norm(g)) for j, g in gallery.items()}
         best = max(cosine[j] for j in own)
-        result.append(1 / (1 + sum(c >= best for j, c in cosine.items() if j not in own)))
+        result.append(np.log(1 + sum(c >= best for j, c in cosine.items() if j not in own)))
     return np.mean(result)
 
 
+@pytest.mark.parametrize("n_others", [(0, 0), (9, 14)])
 @pytest.mark.parametrize(("n_components", "power"), [(None, 0.5), (4, 0.0)])
-def test_scores_equal_plain_loops_over_held_out_parts(rng, held_out, n_components, power):
+def test_losses_equal_plain_loops_over_held_out_parts(rng, held_out, n_components, power, n_others):
     A, B, pairs, groups = with_shared_rows(rng)
+    others = noisy(rng, n_others[0])[0], noisy(rng, n_others[1])[1]
     regs = np.array([[0.1, 0.2], [10.0, 5.0]])
-    scores = select(A, B, pairs, groups, regs, n_components=n_components, power=power, n_folds=3, n_repeats=2)
+    settings = {"n_components": n_components, "power": power, "n_folds": 3, "n_repeats": 2}
+    losses = select(A, B, pairs, groups, regs, others=others if any(n_others) else None, **settings)
     expected = np.zeros(2)
     for test in held_out:
         mean_a, mean_b = A[~test].mean(axis=0), B[~test].mean(axis=0)  # the held-out pairs move nothing
@@ -103,20 +107,22 @@ def test_scores_equal_plain_loops_over_held_out_parts(rng, held_out, n_component
             W_x, W_y = dense_maps(A[~test] - mean_a, B[~test] - mean_b, reg, n_components, power)
             F = {i: (a - mean_a) @ W_x for (i, _), a in zip(pairs, A, strict=True)}
             G = {j: (b - mean_b) @ W_y for (_, j), b in zip(pairs, B, strict=True)}
-            ways = reciprocal_ranks(F, G, pairs[test]), reciprocal_ranks(G, F, pairs[test][:, ::-1])
+            far_f, far_g = (others[0] - mean_a) @ W_x, (others[1] - mean_b) @ W_y
+            ways = mean_log_rank(F, G, far_g, pairs[test]), mean_log_rank(G, F, far_f, pairs[test][:, ::-1])
             expected[q] += np.mean(ways) * test.sum() / (2 * len(pairs))  # a fold weighs by its pairs
-    assert 0.2 < expected.min() < expected.max() < 0.9  # or the views would test nothing
-    assert_allclose(scores, expected, **LAW[np.float64])
+    assert 0.2 < expected.min() < expected.max() < 2.5  # or the views would test nothing
+    assert_allclose(losses, expected, **LAW[np.float64])
 
 
 @pytest.mark.parametrize(("n_enough", "n_looked_at"), [(1, 1), (12, 1), (13, 2), (60, 5), (61, 6), (1000, 10)])
 def test_folds_end_once_enough_pairs_are_ranked(rng, held_out, n_enough, n_looked_at):
     A, B = noisy(rng)
-    scores = select(A, B, n_enough=n_enough)
+    losses = select(A, B, n_enough=n_enough)
     looked_at = held_out.copy()
     assert len(looked_at) == n_looked_at
-    parts = [selection._fold_scores(A, B, row_by_row(60), test, RIDGES, None, 0.5) for test in looked_at]
-    assert_allclose(scores, np.mean(parts, axis=0) / 12, **LAW[np.float64])  # a fold has 12 of the 60 pairs
+    none = A[:0], B[:0]
+    parts = [selection._fold_losses(A, B, none, row_by_row(60), test, RIDGES, None, 0.5) for test in looked_at]
+    assert_allclose(losses, np.mean(parts, axis=0) / 12, **LAW[np.float64])  # a fold has 12 of the 60 pairs
 
 
 def test_groups_are_never_split(rng, held_out):
@@ -161,14 +167,15 @@ def test_one_generator_serves_all_repeats(rng, held_out):
 
 def test_one_group_cannot_be_judged(rng, held_out):
     A, B = noisy(rng, 6)
-    scores = select(A, B, groups=np.zeros(6, dtype=int))
-    assert scores.shape == (len(RIDGES),)
-    assert np.isnan(scores).all()
+    losses = select(A, B, groups=np.zeros(6, dtype=int))
+    assert losses.shape == (len(RIDGES),)
+    assert np.isnan(losses).all()
     assert not held_out
 
 
-def test_training_part_without_variation_scores_nothing(rng):
-    assert_array_equal(select(*noisy(rng, 2)), 0)  # two folds, each trained on a single pair
+def test_where_the_training_part_does_not_vary_every_held_out_row_comes_last(rng):
+    others = noisy(rng, 7)[0], noisy(rng, 4)[1]  # two folds, each trained on a single pair
+    assert_allclose(select(*noisy(rng, 2), others=others), np.log([8, 5]).mean(), **LAW[np.float64])
 
 
 def test_views_may_lie_anywhere(rng):
@@ -182,7 +189,7 @@ def test_ridge_of_each_view_follows_its_units(rng):
     assert_allclose(scaled, select(A, B), **LAW[np.float64])
 
 
-def test_single_precision_gives_the_same_scores_but_for_near_ties(rng):
+def test_single_precision_gives_the_same_losses_but_for_near_ties(rng):
     A, B = noisy(rng)
     single = select(A.astype(np.float32), B.astype(np.float32))
     assert_allclose(single, select(A, B), rtol=0, atol=0.01)  # a few of 120 queries may move by a rank
@@ -190,7 +197,8 @@ def test_single_precision_gives_the_same_scores_but_for_near_ties(rng):
 
 def test_views_are_left_as_they_were(rng):
     A, B, pairs, groups = with_shared_rows(rng)
-    before = [part.copy() for part in (A, B, pairs, groups)]
-    select(A, B, pairs, groups)
-    for part, copy in zip((A, B, pairs, groups), before, strict=True):
+    parts = A, B, pairs, groups, *noisy(rng, 5)
+    before = [part.copy() for part in parts]
+    select(*parts[:4], others=parts[4:])
+    for part, copy in zip(parts, before, strict=True):
         assert_array_equal(part, copy)

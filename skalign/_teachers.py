@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 from ._base import BaseAligner, all_or_nothing, warn_zero_rows
 from ._core.linear import procrustes, ridge_cca, rounding_noise, signed, thin_view, variance_root
 from ._core.rows import normalize_rows
-from ._core.selection import cross_validated_ridge
+from ._core.selection import cross_validated_ridge, parabola_minimum
 from ._core.threads import Shared
 from ._pairs import group_pairs, some_rows
 
@@ -212,7 +212,7 @@ class CCATeacher(LinearTeacher):
         Ridge added to the eigenvalues of both covariances. "auto" chooses it by cross-validation on the pairs among 1e-5 to
         3, if ``normalize=False`` in units of each view's total variance (as the ridge's shape weighs it): with few pairs
         the best ridge is large. Held-out pairs are ranked among themselves and up to 500 unpaired rows of the other view;
-        the least mean logarithm of the ranks wins.
+        their mean logarithm is least where the parabola through that of the best candidate and its neighbours has its vertex.
     power : float, default=0.5
         Exponent q of the canonical correlations as weights of the directions, in each view. 0 weighs all alike.
     reg_exponent : float, default=0
@@ -332,7 +332,8 @@ class CCATeacher(LinearTeacher):
                 rng=rng,
             )
         self.cv_results_ = {"reg": regs, "geometric_mean_rank": np.exp(losses)}
-        return regs[np.argmin(losses) if np.ptp(losses) > 0 else len(regs) // 2]
+        at = parabola_minimum(losses) if np.ptp(losses) > 0 else len(regs) // 2
+        return np.exp(np.interp(at, np.arange(len(regs)), np.log(_RIDGES))) * np.asarray(scales)
 
     def _unpaired(self, part, paired, root, rng):
         """Some rows of a view and its pool that stand in no pair, prepared as the pairs are."""

@@ -56,6 +56,20 @@ def cross_validated_ridge(
     return totals / n_ranked
 
 
+def parabola_minimum(losses):
+    """Where evenly spaced losses are least, in steps from the first.
+
+    It is the vertex of the parabola through the least of them and both of its neighbours, at most half a step away; at an
+    end it is that end.
+    """
+    least = int(np.argmin(losses))
+    if least in (0, len(losses) - 1):
+        return float(least)
+    left, middle, right = losses[least - 1 : least + 2]
+    bend = left - 2 * middle + right
+    return least + (left - right) / (2 * bend) if bend > 0 else float(least)
+
+
 def _fold_losses(A, B, others, pairs, test, regs, n_components, power):
     """Mean logarithm of the ranks of one test part, times its number of pairs, for each candidate."""
     train = ~test

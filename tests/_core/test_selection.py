@@ -6,7 +6,7 @@ from helpers import LAW
 from numpy.testing import assert_allclose, assert_array_equal
 
 from skalign._core import selection
-from skalign._core.selection import cross_validated_ridge
+from skalign._core.selection import cross_validated_ridge, parabola_minimum
 
 RIDGES = np.outer(10.0 ** np.arange(-4, 4), [1, 1])
 
@@ -202,3 +202,12 @@ def test_views_are_left_as_they_were(rng):
     select(*parts[:4], others=parts[4:])
     for part, copy in zip(parts, before, strict=True):
         assert_array_equal(part, copy)
+
+
+def test_the_least_loss_is_found_between_the_candidates():
+    for vertex in (1.6, 2.0, 3.3):
+        assert_allclose(parabola_minimum(5 + 0.2 * (np.arange(6) - vertex) ** 2), vertex, **LAW[np.float64])
+    assert parabola_minimum(np.array([3.0, 2.0, 1.0])) == 2  # at an end there is no parabola
+    assert parabola_minimum(np.array([0.0, 2.0, 1.0])) == 0
+    assert parabola_minimum(np.array([1.0, 0.0, 0.0, 1.0])) == 1.5
+    assert parabola_minimum(np.array([1.0, 1.0, 1.0])) == 0

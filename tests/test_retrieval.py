@@ -4,6 +4,7 @@ import copy
 import pickle
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -245,7 +246,8 @@ def test_an_index_that_returns_no_rows_of_the_gallery_is_refused(data, aligner, 
 def test_of_equal_rows_no_library_loses_any(aligner, data, index):
     Y = np.tile(data.Y_test[:2], (1000, 1))
     retriever = CrossModalRetriever(aligner, n_neighbors=2000, index=index).fit(Y)
-    with pytest.warns(UserWarning, match="searched exactly"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # "searched exactly": where a library lost some, which depends on its threads
         rows = retriever.kneighbors(data.X_test[:3], return_distance=False)
     assert_array_equal(np.sort(rows, axis=1), np.tile(np.arange(2000), (3, 1)))
 

@@ -121,19 +121,21 @@ class PairsAndStructure(nn.Module):
         return {"loss": supervised + self.weight * structure, "info_nce": supervised, "structure": structure}
 
     def _change(self, before, after):
-        Q, P = self._neighbourhoods(before), self._neighbourhoods(after)
-        power_q, power_p, total = Q, P, 0.0
+        log_q, log_p = self._log_neighbourhoods(before), self._log_neighbourhoods(after)
+        Q, P, total = log_q.exp(), log_p.exp(), 0.0
+        power_q, power_p = Q, P
         for level in range(1, self.levels + 1):
             if level > 1:
                 power_q, power_p = power_q @ Q, power_p @ P
+                log_q, log_p = _log(power_q), _log(power_p)
             middle = (power_q + power_p) / 2
             # from the mixture to its parts, as the authors' code has it, not the other way as in Jensen-Shannon
-            total = total + (_kl_rows(middle, power_q) + _kl_rows(middle, power_p)) / (2 * level)
+            total = total + (middle * (_log(middle) - (log_q + log_p) / 2)).sum(dim=1).mean() / level
         return total / self.levels
 
-    def _neighbourhoods(self, Z):
+    def _log_neighbourhoods(self, Z):
         Z = Z - Z.mean(dim=0)
-        return (Z @ Z.T / self.temperature).softmax(dim=1)
+        return (Z @ Z.T / self.temperature).log_softmax(dim=1)
 
 
 class PairsAndNeighbours(nn.Module):
@@ -222,10 +224,9 @@ def _contrast(logits, matches):
     return -(rows + columns) / 2
 
 
-def _kl_rows(P, Q):
-    """Mean over the rows of KL(P || Q)."""
-    tiny = torch.finfo(P.dtype).tiny
-    return (P * (P.clamp(min=tiny).log() - Q.clamp(min=tiny).log())).sum(dim=1).mean()
+def _log(P):
+    """Logarithm of what may be 0."""
+    return P.clamp(min=torch.finfo(P.dtype).tiny).log()
 
 
 def _pool(paired, samples, unpaired):

@@ -96,6 +96,15 @@ def test_structure_that_is_kept_costs_nothing(batch):
     assert_allclose(kept, 0, **LAW[np.float64])
 
 
+@pytest.mark.parametrize("levels", [1, 2])
+def test_structure_has_a_gradient_where_neighbourhoods_underflow(batch, levels):
+    after = (2 * batch.X.roll(1, 0)).float().requires_grad_()
+    change = objectives.PairsAndStructure(1.0, levels, 1e-4)._change(batch.X.float(), after)
+    change.backward()
+    assert math.isfinite(change.detach())
+    assert after.grad.isfinite().all()
+
+
 @pytest.mark.parametrize("entries", [1, 100, 1 << 22])  # one row at a time, some, all
 def test_neighbours_are_the_nearest_other_rows(entries, monkeypatch):
     """Rows on a circle, in float32: the nearest are those beside, however close."""

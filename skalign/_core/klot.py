@@ -26,8 +26,8 @@ def klot(K, K_teacher, epsilon=0.05, epsilon_teacher=0.01, a=None, b=None, **opt
     if not (rows.all() & columns.all()):
         K, a, b = K[rows][:, columns], a[rows], b[columns]
         affinities = [affinity.select(rows, columns) for affinity in affinities]
-    student, teacher = _solve_both(*affinities, epsilon, epsilon_teacher, a, b, **options)
-    return _Klot.apply(_from_matrix, teacher, student, K), student, teacher
+    student, teacher, spare = _solve_both(*affinities, epsilon, epsilon_teacher, a, b, **options)
+    return _Klot.apply(_from_matrix, teacher, student, spare, K), student, teacher
 
 
 def klot_from_features(F, G, F_teacher, G_teacher, epsilon=0.05, epsilon_teacher=0.01, a=None, b=None, **options):
@@ -45,8 +45,8 @@ def klot_from_features(F, G, F_teacher, G_teacher, epsilon=0.05, epsilon_teacher
         F, F_teacher, G, G_teacher = F[rows], F_teacher[rows], G[columns], G_teacher[columns]
         a, b = a[rows], b[columns]
     affinities = FactoredAffinity(F.detach(), G.detach()), FactoredAffinity(F_teacher, G_teacher)
-    student, teacher = _solve_both(*affinities, epsilon, epsilon_teacher, a, b, **options)
-    return _Klot.apply(_from_features, teacher, student, F, G), student, teacher
+    student, teacher, spare = _solve_both(*affinities, epsilon, epsilon_teacher, a, b, **options)
+    return _Klot.apply(_from_features, teacher, student, spare, F, G), student, teacher
 
 
 def klot_of_shares(F, G, F_teacher, G_teacher, group, *, epsilon, epsilon_teacher, stores, **options):
@@ -70,8 +70,8 @@ def klot_of_shares(F, G, F_teacher, G_teacher, group, *, epsilon, epsilon_teache
         torch.full((size,), 1 / of, dtype=torch.float64, device=F.device)
         for size, of in ((len(F), affinity.n_rows), (len(G), len(G)))
     )
-    student, teacher = _solve_both(affinity, affinity_teacher, epsilon, epsilon_teacher, a, b, **options)
-    value = _Klot.apply(one_pass, teacher, student, *inputs)
+    student, teacher, spare = _solve_both(affinity, affinity_teacher, epsilon, epsilon_teacher, a, b, **options)
+    value = _Klot.apply(one_pass, teacher, student, spare, *inputs)
     if value.requires_grad:
         value.register_hook(lambda gradient: gradient * group.size)
     return value, student, teacher
@@ -91,23 +91,26 @@ def _solve_both(
     init=None,
     init_teacher=None,
 ):
-    """Student's and teacher's plan; the teacher's tolerance is the student's if None, either may be given a start."""
+    """Student's and teacher's plan, and a list of spare memory of their shape, or of none.
+
+    The teacher's tolerance is the student's if None; either may be given a start.
+    """
     check_epsilon(epsilon_teacher)
-    tol_teacher = tol if tol_teacher is None else tol_teacher
-    teacher = solve(affinity_teacher, epsilon_teacher, a, b, tol=tol_teacher, max_iter=max_iter, init=init_teacher)
+    tol_teacher, options = tol if tol_teacher is None else tol_teacher, {"max_iter": max_iter, "spare": []}
+    teacher = solve(affinity_teacher, epsilon_teacher, a, b, tol=tol_teacher, init=init_teacher, **options)
     # The gradient is exact only if both plans share their marginals, so the student is given those the teacher has.
-    student = solve(affinity, epsilon, a, teacher.column_sums, tol=tol, max_iter=max_iter, init=init)
-    return student, teacher
+    student = solve(affinity, epsilon, a, teacher.column_sums, tol=tol, init=init, **options)
+    return student, teacher, options["spare"]
 
 
 class _Klot(torch.autograd.Function):
     """Value and gradients in one pass over the plans, `one_pass`; inputs and gradients are held until the backward pass."""
 
     @staticmethod
-    def forward(ctx, one_pass, teacher, student, *inputs):
+    def forward(ctx, one_pass, teacher, student, spare, *inputs):
         ctx.recipe = one_pass, teacher, student
         ctx.save_for_backward(*inputs)
-        value, ctx.gradients = one_pass(teacher, student, ctx.needs_input_grad[3:], *inputs)
+        value, ctx.gradients = one_pass(teacher, student, spare, ctx.needs_input_grad[4:], *inputs)
         return value.to(inputs[0].dtype)
 
     @staticmethod
@@ -117,14 +120,15 @@ class _Klot(torch.autograd.Function):
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:  # the first backward pass has given them away
             one_pass, teacher, student = ctx.recipe
-            _, gradients = one_pass(teacher, student, ctx.needs_input_grad[3:], *inputs)
-        return None, None, None, *(None if Z is None else Z.mul_(grad_output) for Z in gradients)
+            _, gradients = one_pass(teacher, student, [], ctx.needs_input_grad[4:], *inputs)
+        return None, None, None, None, *(None if Z is None else Z.mul_(grad_output) for Z in gradients)
 
 
-def _from_matrix(teacher, student, needed, K):
-    """KLOT and its gradient in K."""
-    value = _zero(teacher)
-    gradient = torch.empty_like(K) if needed[0] else None
+def _from_matrix(teacher, student, spare, needed, K):
+    """KLOT and its gradient in K, in spare memory if there is some."""
+    value, gradient = _zero(teacher), None
+    if needed[0]:
+        gradient = spare.pop() if spare else torch.empty_like(K)
     for rows, T, P in _plan_rows(teacher, student, value):
         if gradient is not None:
             # Thm C.4: (P - P*) / epsilon with the student's epsilon (Thm 5.1 of the main text misprints it)
@@ -132,7 +136,7 @@ def _from_matrix(teacher, student, needed, K):
     return *student.affinity.group.total(value), [gradient]
 
 
-def _from_features(teacher, student, needed, F, G):
+def _from_features(teacher, student, spare, needed, F, G):
     """KLOT of ``K = F @ G.T`` and its gradients: ``dF = dK @ G`` and ``dG = dK.T @ F``, block by block."""
     value = _zero(teacher)
     dF, dG = (torch.zeros_like(Z) if wanted else None for Z, wanted in zip((F, G), needed, strict=True))

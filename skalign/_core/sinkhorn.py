@@ -23,7 +23,7 @@ are held there.
 import math
 import warnings
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -147,12 +147,15 @@ def sinkhorn_from_features(
     return solve(affinity, epsilon, a, b, rho_a, rho_b, tol=tol, max_iter=max_iter, init=init)
 
 
-def solve(affinity, epsilon, a, b, rho_a=math.inf, rho_b=math.inf, *, tol, max_iter, init):
-    """`sinkhorn` on an affinity and marginals that were checked."""
+def solve(affinity, epsilon, a, b, rho_a=math.inf, rho_b=math.inf, *, tol, max_iter, init, spare=None):
+    """`sinkhorn` on an affinity and marginals that were checked.
+
+    `spare` is a list in which problems of one shape leave each other the memory of a whole plan: fresh memory is slow.
+    """
     with torch.no_grad(), full_precision(affinity.device):
         rows, columns = a > 0, b > 0
         if rows.all() & columns.all():  # one number to wait for on a GPU
-            return _solve(affinity, epsilon, a, b, (rho_a, rho_b), tol, max_iter, init)
+            return _solve(affinity, epsilon, a, b, (rho_a, rho_b), tol, max_iter, init, spare)
         init = None if init is None else torch.as_tensor(init)[columns]
         reduced = affinity.select(rows, columns), epsilon, a[rows], b[columns], (rho_a, rho_b)
         inner = _solve(*reduced, tol, max_iter, init)
@@ -214,15 +217,16 @@ class _State(NamedTuple):
     log_target: torch.Tensor | None = None  # its log2, where it is out of range too
 
 
-def _solve(affinity, epsilon, a, b, rho, tol, max_iter, init):
+def _solve(affinity, epsilon, a, b, rho, tol, max_iter, init, spare=None):
     """`sinkhorn` on positive marginals: from a large epsilon down, then at the wanted one until the columns fit."""
-    scale, n_iter, model, log2_ratio = _log2_scale(epsilon), 0, None, 0.0
+    scale, n_iter, log2_ratio = _log2_scale(epsilon), 0, 0.0
+    model = _WholePlan(affinity, memory=spare.pop()) if spare else None
     if min(rho) < math.inf:
         log2_ratio = math.log2(b.sum() / a.sum())
         a = a * (b.sum() / a.sum())
     if init is not None:
         psi = _check_init(init, b) * scale
-        best, psi, model, n_iter = _settle(affinity, scale, a, b, rho, psi, None, tol, max_iter, is_warm=True)
+        best, psi, model, n_iter = _settle(affinity, scale, a, b, rho, psi, model, tol, max_iter, is_warm=True)
     if init is None or (best.error > max(tol, _STALE) and n_iter == 1 < max_iter):
         excess = max(_START * affinity.typical_spread / epsilon, 1)
         n_steps = round(math.log(excess, _FACTOR))
@@ -235,8 +239,10 @@ def _solve(affinity, epsilon, a, b, rho, tol, max_iter, init):
                 *_, psi, model, used = _settle(affinity, coarse, a, b, rho, psi, model, _COARSE, cap, max_sweeps=1)
                 n_iter += used
             psi = psi * factor
-        best, _, _, used = _settle(affinity, scale, a, b, rho, psi, model, tol, max_iter - n_iter)
+        best, _, model, used = _settle(affinity, scale, a, b, rho, psi, model, tol, max_iter - n_iter)
         n_iter += used
+    if spare is not None and isinstance(model, _WholePlan):
+        spare.append(model.memory)
     relaxation = Relaxation.at(*rho, scale)
     log2_mass = 0.0 if relaxation == RIGID else _log2_mass(best.dual, relaxation, affinity, scale, b, log2_ratio)
     f, g = (_exact_phi(best.phi, a, relaxation) + log2_mass) / scale, best.psi / scale
@@ -523,9 +529,10 @@ class _Model:
 class _WholePlan(_Model):
     """The whole plan, which is read in place of K as long as psi stays near, and its large entries if they are few."""
 
-    def __init__(self, affinity, former):
+    def __init__(self, affinity, former=None, memory=None):
         self.affinity = affinity
-        self.G = self.memory = _memory(former, _WholePlan, lambda: affinity.empty(affinity.shape[0]))
+        allocate = partial(affinity.empty, affinity.shape[0])
+        self.G = self.memory = _memory(former, _WholePlan, allocate) if memory is None else memory
         self.wait = _WAIT if affinity.n_rows * affinity.shape[1] < _SMALL else 0
 
     @cached_property

@@ -273,6 +273,21 @@ def test_nothing_new_is_saved_but_one_matrix_whatever_the_iterations(rng, max_it
     assert not Saved.alive
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_both_plans_and_the_gradient_lie_in_one_matrix_after_the_other(rng, weighted, monkeypatch):
+    K, K_teacher = affinities(rng)
+    seen = []
+    empty = affinity.StoredAffinity.empty
+    monkeypatch.setattr(affinity.StoredAffinity, "empty", lambda *size: seen.append(empty(*size)) or seen[-1])
+    monkeypatch.setattr(affinity, "_STORED_BLOCK", 22)  # blocks are two rows
+    marginals = {"a": weights(rng, 7), "b": weights(rng, 11)} if weighted else {}
+    value, student, teacher = klot(K.requires_grad_(), K_teacher, EPSILON, EPSILON_TEACHER, **marginals, **TIGHT)
+    (found,) = torch.autograd.grad(value, K)
+    (whole,) = (Z for Z in seen if len(Z) == 7)
+    assert found.data_ptr() == whole.data_ptr()
+    assert_allclose(found, (student.plan - teacher.plan) / EPSILON, **LAW[np.float64])
+
+
 @pytest.mark.parametrize("from_features", [False, True])
 def test_a_second_backward_pass_gives_the_same(rng, from_features):
     F, G, F_teacher, G_teacher = (unit_rows(rng, n) for n in (7, 11, 7, 11))

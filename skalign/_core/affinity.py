@@ -14,6 +14,7 @@ from .threads import Shared
 
 _STORED_BLOCK = 1 << 18  # entries treated at a time: 1 MiB of float32 stays in cache
 _FACTORED_BLOCK = 1 << 21  # wider, for the matrix product to be worth its start
+_POWER_ITER = 3  # steps towards the direction in which rows vary most
 _DEVICE_BLOCK = 1 << 24  # on a GPU, where every operation has a start to pay and there is no such cache
 
 
@@ -144,12 +145,15 @@ class StoredAffinity(_Affinity):
 
 
 class FactoredAffinity(_Affinity):
-    """``K = F @ G.T`` from features F (n, d) and G (m, d)."""
+    """``K = F @ G.T`` from features F (n, d) and G (m, d).
+
+    width : columns that lie side by side since they are alike come in groups of so many; None if they come as they are.
+    """
 
     is_stored = False
 
-    def __init__(self, F, G, group=ALONE):
-        self.F, self.G, self.group = F, G, group
+    def __init__(self, F, G, group=ALONE, width=None):
+        self.F, self.G, self.group, self.width = F, G, group, width
         self.shape, self.dtype, self.device = (len(F), len(G)), F.dtype, F.device
 
     def _block_entries(self):
@@ -164,6 +168,13 @@ class FactoredAffinity(_Affinity):
 
     def select(self, rows, columns=slice(None)):
         return FactoredAffinity(self.F[rows], self.G[columns], self.group)
+
+    def in_groups(self, n_groups):
+        """The affinity with its columns in groups of like ones, and the order they have there, (m,)."""
+        width = -(-self.shape[1] // n_groups)
+        order = _like_side_by_side(self.G, width)
+        (order,) = self.group.total(order * self.group.is_first)  # one for all processes
+        return FactoredAffinity(self.F, self.G[order], self.group, width), order
 
     @cached_property
     def largest(self):
@@ -180,6 +191,27 @@ class FactoredAffinity(_Affinity):
     def typical_spread(self):
         """Largest entry less the smallest, in a sample of the rows."""
         return float(sum(_extremes(self.F[:: 1 + self.n_rows // 64] @ self.G.T, self.group)))
+
+
+def _like_side_by_side(G, width):
+    """An order of the rows of G in which like ones come together, `width` at a time.
+
+    They are halved along the direction in which they vary most, about, and so is each half.
+    """
+    generator, done, todo = torch.Generator(G.device).manual_seed(0), [], [torch.arange(len(G), device=G.device)]
+    while todo:
+        part = todo.pop()
+        if len(part) <= width:
+            done.append(part)
+            continue
+        Z = G[part] - G[part].mean(dim=0)
+        direction = torch.randn(G.shape[1], generator=generator, dtype=G.dtype, device=G.device)
+        for _ in range(_POWER_ITER):
+            direction = torch.nn.functional.normalize(Z.T @ (Z @ direction), dim=0)
+        part = part[(Z @ direction).argsort()]
+        half = -(-len(part) // width) // 2 * width
+        todo += [part[half:], part[:half]]
+    return torch.cat(done)
 
 
 def _extremes(Z, group):

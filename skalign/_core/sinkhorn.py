@@ -6,11 +6,11 @@ than exp, and in float64, since they reach hundreds while the plan depends on th
 
 One loop for every affinity. A *sweep* reads all of K once, in blocks that stay in cache: it finds the phi that makes the
 rows exact, the column sums, and on the way keeps a *model* of the plan: all of it where there is room, its large entries
-where those are few, else some of its rows. On the large entries or the rows the column equations are solved by Sinkhorn
-iterations with Anderson acceleration, as far as they can be trusted; then the whole plan tells how true that was, which
-is read instead of K where it is kept, else by the next sweep. A small plan is iterated on itself, unless that takes
-too long. A step that made things worse is taken back in part. The epsilon starts large and is divided from sweep to sweep
-until it is the wanted one.
+where those are few, with what they leave out in groups of like columns, else some of its rows. On the large entries or
+the rows the column equations are solved by Sinkhorn iterations with Anderson acceleration, as far as they can be trusted;
+then the whole plan tells how true that was, which is read instead of K where it is kept, else by the next sweep. A small
+plan is iterated on itself, unless that takes too long. A step that made things worse is taken back in part. The epsilon
+starts large and is divided from sweep to sweep until it is the wanted one.
 
 Marginals that give way (`relaxation`) move with the potentials, at a mass that is kept: rows are exact if they are what
 phi lets them be, columns are compared with their *target*, which is b where they are held. The mass comes last.
@@ -48,10 +48,12 @@ _MODEL_ITER = 100  # iterations on a model before it is compared with the plan
 _ROOM = {"cpu": 1 << 23, "cuda": 1 << 26}  # entries kept of whole rows if the affinity is not stored
 _LARGE_ENTRIES = 5 << 20  # large entries kept of a plan, beside 16 for each row and column
 _BITS = (40, 32, 24, 20, 16, 12)  # an entry is large above 2^-bits of its row; the most bits that fit are taken
+_FINE_BITS = (40, 36, 32, 28, 24, 22, 20, 18, 16, 15, 14, 13, 12, 11, 10, 9, 8)  # if K is not stored: sweeps are dear
 _FEW = 0.09  # share of entries above which products with the large ones save little; twice that if K is not stored
 _SPACIOUS = 1 << 23  # entries of a stored K from which on that share counts in memory, and half as many do as well
 _SMALL = 1 << 20  # entries of a kept plan below which iterations on it are as quick as on its large entries
 _WAIT = 100  # iterations on a small plan before its large entries are asked: a hard one has not been solved by then
+_GROUPS = 64  # of like columns, for each of which a row tells what its large entries leave out
 _LOST = 0.05  # mass that the large entries may leave out
 
 
@@ -155,10 +157,10 @@ def solve(affinity, epsilon, a, b, rho_a=math.inf, rho_b=math.inf, *, tol, max_i
     with torch.no_grad(), full_precision(affinity.device):
         rows, columns = a > 0, b > 0
         if rows.all() & columns.all():  # one number to wait for on a GPU
-            return _solve(affinity, epsilon, a, b, (rho_a, rho_b), tol, max_iter, init, spare)
+            return _solve_in_groups(affinity, epsilon, a, b, (rho_a, rho_b), tol, max_iter, init, spare)
         init = None if init is None else torch.as_tensor(init)[columns]
         reduced = affinity.select(rows, columns), epsilon, a[rows], b[columns], (rho_a, rho_b)
-        inner = _solve(*reduced, tol, max_iter, init)
+        inner = _solve_in_groups(*reduced, tol, max_iter, init)
         f = a.new_full(a.shape, -math.inf).masked_scatter_(rows, inner.f)
         g = b.new_full(b.shape, -math.inf).masked_scatter_(columns, inner.g)
         row_sums = torch.zeros_like(a).masked_scatter_(rows, inner.row_sums)
@@ -215,6 +217,18 @@ class _State(NamedTuple):
     row_sums: torch.Tensor | None = None
     target: torch.Tensor | None = None  # of the column sums
     log_target: torch.Tensor | None = None  # its log2, where it is out of range too
+
+
+def _solve_in_groups(affinity, epsilon, a, b, rho, tol, max_iter, init, spare=None):
+    """`_solve`, with like columns side by side where a model is to tell of groups of them."""
+    if affinity.device.type == "cuda" or _stride(affinity) == 1:
+        return _solve(affinity, epsilon, a, b, rho, tol, max_iter, init, spare)
+    in_groups, order = affinity.in_groups(_GROUPS)
+    if init is not None:
+        init = _check_init(init, b)[order]
+    inner = _solve(in_groups, epsilon, a, b[order], rho, tol, max_iter, init)
+    g, column_sums = (torch.empty_like(Z).index_copy_(0, order, Z) for Z in (inner.g, inner.column_sums))
+    return replace(inner, g=g, column_sums=column_sums, affinity=affinity)
 
 
 def _solve(affinity, epsilon, a, b, rho, tol, max_iter, init, spare=None):
@@ -466,21 +480,26 @@ def _log2_sum(top, total):
 
 def _new_model(affinity, block, former):
     """All rows of the plan if there is room; else its large entries if they are few; else some rows."""
-    n, m = affinity.n_rows, affinity.shape[1]
-    on_cuda = affinity.device.type == "cuda"
-    room = _ROOM["cuda" if on_cuda else "cpu"] * affinity.group.size
-    stride = 1 if affinity.is_stored else -(-n * m // room)
+    stride, on_cuda = _stride(affinity), affinity.device.type == "cuda"
     if stride == 1:
         return _WholePlan(affinity, former)
     large = None if on_cuda or (former and former.lost > _LOST) else _large_entries(affinity, block, former)
     return large or _SomeRows(affinity, stride, former)
 
 
+def _stride(affinity):
+    """Of how many rows there is room for one."""
+    if affinity.is_stored:
+        return 1
+    room = _ROOM["cuda" if affinity.device.type == "cuda" else "cpu"] * affinity.group.size
+    return -(-affinity.n_rows * affinity.shape[1] // room)
+
+
 def _large_entries(affinity, block, former=None):
     """A model of large entries if, by some rows, they are few and have most of the mass; else None."""
     n, m = affinity.n_rows, affinity.shape[1]
     some = block[:: 1 + len(block) // 16]
-    for bits in _BITS:
+    for bits in _BITS if affinity.is_stored else _FINE_BITS:
         large = some.ge(2.0**-bits)
         found = large.sum(), (some * large).sum(), torch.tensor(len(some))
         n_large, mass, n_some = (float(total) for total in affinity.group.total(*found))
@@ -613,18 +632,25 @@ class _SomeRows(_Model):
 class _LargeEntries(_Model):
     """The entries of the plan above a share of their row, sparse.
 
-    What they leave out of each row and column is taken as spread over the others in proportion, a matrix of rank one, so
-    that mass still finds its way where the large entries alone would not connect.
+    What they leave out of each row is taken as spread over all columns in proportion to what they leave out of those, a
+    matrix of rank one, so that mass still finds its way where the large entries alone would not connect. Where like columns
+    come in groups it is known, and spread so, for each group of them: then it also tells which clusters a row is near to.
     """
 
     def __init__(self, affinity, bits, former):
         self.affinity, self.shape, self.bits = affinity, affinity.shape, bits
         self.trust = 0.01 if affinity.is_stored else 0.001  # a sweep that forms K is worth many iterations
-        room = self.room(affinity.shape, affinity.is_stored)
         self.dtype = np.float32 if affinity.dtype == torch.float32 else np.float64
-        self.memory = _memory(former, _LargeEntries, lambda: (np.empty(room, self.dtype), np.empty(room, np.int32)))
-        self.values, self.columns = self.memory
+        self.width = None if affinity.is_stored else affinity.width  # of the groups
+        self.starts = np.arange(0, self.shape[1], self.width or self.shape[1])
+        self.memory = _memory(former, _LargeEntries, self._allocate)
+        self.values, self.columns, self.rest = self.memory
         self.counts, self.size, self.G = np.zeros(self.shape[0], dtype=np.int64), 0, None
+
+    def _allocate(self):
+        room = self.room(self.shape, self.affinity.is_stored)
+        rest = np.empty((self.shape[0], len(self.starts)), self.dtype) if self.width else None
+        return np.empty(room, self.dtype), np.empty(room, np.int32), rest
 
     @staticmethod
     def room(shape, is_stored):
@@ -639,6 +665,7 @@ class _LargeEntries(_Model):
         return min(self.least_bits, _REACH)
 
     def keep(self, rows, block):
+        """Take the large entries of some rows; where columns come in groups, the block is lost."""
         entries = block.numpy().ravel()
         found = np.flatnonzero(entries > 2.0**-self.bits)  # several times faster than torch's nonzero
         while self.size + len(found) > len(self.values):
@@ -649,14 +676,19 @@ class _LargeEntries(_Model):
         found_rows, self.columns[new] = np.divmod(found, block.shape[1])
         self.counts[rows] = np.bincount(found_rows, minlength=len(block))
         self.size = new.stop
+        if self.width:
+            entries[found] = 0
+            self.rest[rows] = _sums_of_groups(block, self.width)
 
     def _raise_threshold(self):
         self.bits -= 3
         old = slice(self.size)
         large = self.values[old] > 2.0**-self.bits
-        self.counts = np.bincount(
-            np.repeat(np.arange(len(self.counts)), self.counts)[large], minlength=len(self.counts)
-        )
+        rows = np.repeat(np.arange(len(self.counts)), self.counts)
+        if self.width:
+            at = rows[~large], self.columns[old][~large] // self.width
+            np.add.at(self.rest, at, self.values[old][~large])
+        self.counts = np.bincount(rows[large], minlength=len(self.counts))
         self.size = int(large.sum())
         self.values[: self.size], self.columns[: self.size] = self.values[old][large], self.columns[old][large]
 
@@ -664,38 +696,54 @@ class _LargeEntries(_Model):
     def close(self, a, state, v=None, row_sums=None):
         """Take the plan of a state: that of the sweep, or one at ``v = 2^move`` from there, whose rows sum to `row_sums`."""
         if self.G is None:
-            starts = np.concatenate([[0], np.cumsum(self.counts)]).astype(np.int32)
-            G = csr_array((self.values[: self.size], self.columns[: self.size], starts), shape=self.shape)
+            ends = np.concatenate([[0], np.cumsum(self.counts)]).astype(np.int32)
+            G = csr_array((self.values[: self.size], self.columns[: self.size], ends), shape=self.shape)
             self.G, self.G_T = _product_ready(G), G.T  # a transposed copy of it saves no time on two cores
         a, column_sums = a.numpy(), state.column_sums.numpy()
         self.a = a
         self.v = np.ones_like(column_sums) if v is None else v.numpy()
         self.scale = np.ones_like(a) if row_sums is None else 1 / row_sums.numpy()
-        self.row_rest = (1 - self._large_row_sums(np.ones_like(self.v))).clip(min=0)
-        sums = self._large_column_sums(a), self.row_rest.sum(), a @ self.row_rest
-        large_sums, lost, rest = _total(self.affinity.group, *sums)
+        self.row_rest = self.rest  # where it is not told by groups: all that the large entries are short of 1
+        if not self.width:
+            self.row_rest = (1 - self._large_row_sums(np.ones_like(self.v))).clip(min=0)[:, None]
+        lost = self.row_rest.sum(dtype=np.float64)
+        large_sums, lost = _total(self.affinity.group, self._large_column_sums(a), lost)
         self.lost = float(lost) / self.affinity.n_rows
         self.least_bits = -float(self.affinity.group.largest(torch.tensor(-float(self.bits))))
         self.column_rest = (column_sums - large_sums).clip(min=0)
-        self.row_rest /= max(float(rest), 1e-30) ** 0.5
-        self.column_rest /= max(float(self.column_rest.sum()), 1e-30) ** 0.5
+        self.column_rest /= self._of_groups(self._group_sums(self.column_rest).clip(min=1e-30))
 
     def target(self, b, sums, column_sums):
         """`b` itself, for the model has all of the mass."""
         return b
 
     def row_sums(self, v):
-        return self._large_row_sums(v) + self.row_rest * (self.column_rest @ v)
+        return self._large_row_sums(v) + _times(self.row_rest, self._group_sums(self.column_rest * v))
 
     def column_sums(self, u, level):
-        large, rest, level = _total(self.affinity.group, self._large_column_sums(u), self.row_rest @ u, level)
-        return large + self.column_rest * rest, level
+        large, rest, level = _total(self.affinity.group, self._large_column_sums(u), _times(self.row_rest.T, u), level)
+        return large + self.column_rest * self._of_groups(rest), level
 
     def _large_row_sums(self, v):
         return self.scale * _times(self.G, self.v * v)
 
     def _large_column_sums(self, u):
         return self.v * _times(self.G_T, self.scale * u)
+
+    def _group_sums(self, columns):
+        return np.add.reduceat(columns, self.starts)
+
+    def _of_groups(self, numbers):
+        """For each column that of its group."""
+        return np.repeat(numbers, self.width or self.shape[1])[: self.shape[1]]
+
+
+def _sums_of_groups(block, width):
+    """Sums of each row over groups of `width` columns, the last of which may be narrower."""
+    n_whole = block.shape[1] // width
+    sums = block[:, : n_whole * width].unflatten(1, (n_whole, width)).sum(dim=2)
+    rest = block[:, n_whole * width :]
+    return (torch.cat([sums, rest.sum(dim=1, keepdim=True)], dim=1) if rest.shape[1] else sums).numpy()
 
 
 def _native(tensor):

@@ -357,6 +357,7 @@ MODELS = {  # of a plan whose affinity is not stored: what fits is kept
     "large entries": {"_ROOM": {"cpu": 400}, "_LOST": 1.0, "_FEW": 2.0},
 }
 MODELS["large entries, without MKL"] = MODELS["large entries"] | {"_has_sparse_products": lambda: False}
+MODELS["large entries, few groups"] = MODELS["large entries"] | {"_GROUPS": 5}  # of 9 columns, the last of 5
 
 
 @pytest.fixture(params=MODELS)
@@ -420,27 +421,58 @@ def test_features_meet_in_a_matrix_only_if_it_fits(rng, model, monkeypatch):
     assert (new.count > 0) == model.startswith("whole")
 
 
+@pytest.mark.parametrize("width", [None, 9])  # of the groups of columns
 @pytest.mark.parametrize("has_mkl", [True, False])
-def test_large_entries_are_the_plan_above_their_threshold(rng, has_mkl, monkeypatch):
+def test_large_entries_are_the_plan_above_their_threshold(rng, has_mkl, width, monkeypatch):
     if has_mkl and not torch.backends.mkl.is_available():
         pytest.skip("this torch comes without MKL")
     monkeypatch.setattr(module, "_has_sparse_products", lambda: has_mkl)
     P = torch.from_numpy(rng.dirichlet(np.full(41, 0.05), size=29))  # rows of sum one, few of them large
     a = torch.from_numpy(weights(rng, 29))
+    problem = affinity.FactoredAffinity(P, torch.eye(41).double(), width=width) if width else affinity.StoredAffinity(P)
     for room in (29 * 41, 300, 60):
         monkeypatch.setattr(module._LargeEntries, "room", staticmethod(lambda shape, is_stored, room=room: room))
-        kept = module._LargeEntries(affinity.StoredAffinity(P), 20, None)
+        kept = module._LargeEntries(problem, 20, None)
         for start in range(0, 29, 4):
-            kept.keep(slice(start, min(start + 4, 29)), P[start : start + 4])
+            kept.keep(slice(start, min(start + 4, 29)), P[start : start + 4].clone())
         kept.close(a, module._State(0.0, 0.0, None, torch.zeros(41).double(), a @ P))
         large = P.masked_fill(P.le(2.0**-kept.bits), 0)
         assert_array_equal(kept.G.to_dense() if has_mkl else kept.G.toarray(), large)
         assert kept.bits == 20 if room == 29 * 41 else kept.bits < 20
         assert (large > 0).sum() <= room
         assert_allclose(kept.lost, 1 - large.sum(dim=1).mean(), **LAW[np.float64])
-        # what is left out goes on weighing on rows and columns
-        assert_allclose(kept.row_sums(np.ones(41)), 1, **LAW[np.float64])
+        # what is left out goes on weighing on rows and columns, as the plan does where whole groups move
+        of_group = np.arange(41) // (width or 41)
+        v, u = rng.uniform(size=5)[of_group], rng.uniform(size=29)
+        assert_allclose(kept.row_sums(v), P.numpy() @ v, **LAW[np.float64])
         assert_allclose(kept.column_sums(a.numpy(), 1.0)[0], a @ P, **LAW[np.float64])
+        sums = (np.bincount(of_group, weights=sums) for sums in (kept.column_sums(u, 1.0)[0], u @ P.numpy()))
+        assert_allclose(*sums, **LAW[np.float64])
+
+
+def test_a_kept_plan_is_not_touched_by_its_large_entries(rng, monkeypatch):
+    monkeypatch.setattr(module, "_FEW", 1.0)
+    problem, b = affinity.StoredAffinity(cosines(rng)), torch.from_numpy(weights(rng, 11))
+    _, model = module._sweep(problem, 50.0, torch.zeros(11).double(), torch.from_numpy(weights(rng, 7)), b, None)
+    before = model.G.clone()
+    assert len(model.part.values)
+    assert_array_equal(model.G, before)
+
+
+def test_like_columns_come_in_one_group(rng):
+    centres, of = rng.normal(size=(8, 6)), rng.permutation(np.arange(40) // 5)
+    G = torch.from_numpy(centres[of] + 1e-3 * rng.normal(size=(40, 6)))
+    problem, order = affinity.FactoredAffinity(G[:7], G).in_groups(8)
+    assert problem.width == 5
+    assert_array_equal(problem.G, G[order])
+    assert_array_equal(order.sort().values, np.arange(40))
+    assert (np.ptp(of[order].reshape(8, 5), axis=1) == 0).all()
+
+
+@pytest.mark.parametrize("n_groups", [1, 4, 11, 64])
+def test_columns_that_do_not_differ_stay_columns(n_groups):
+    _, order = affinity.FactoredAffinity(torch.ones(3, 2), torch.ones(11, 2)).in_groups(n_groups)
+    assert_array_equal(order.sort().values, np.arange(11))
 
 
 def clustered(n_clusters, noise, n=1024, d=32):
@@ -459,14 +491,23 @@ def test_a_large_step_of_the_acceleration_is_not_taken_for_the_reach_of_the_mode
     monkeypatch.setattr(module, "_ROOM", {"cpu": 1 << 14})
     result = sinkhorn_from_features(*clustered(16, 0.7), 0.05, tol=1e-4)
     assert result.converged
-    assert result.n_iter <= 12  # 9; where such a step ended the solution on the model, 16
+    assert result.n_iter <= 12  # 3; where such a step ended the solution on the model, 16
 
 
 def test_few_clusters_are_solved_without_a_matrix_too(monkeypatch):
     monkeypatch.setattr(module, "_ROOM", {"cpu": 1 << 14})
     result = sinkhorn_from_features(*clustered(8, 0.5), 0.005, tol=1e-4)  # large entries in an eighth of the columns
     assert result.converged
-    assert result.n_iter <= 12  # 7; with half as many large entries, 20
+    assert result.n_iter <= 12  # 4; with half as many large entries, 20
+
+
+def test_groups_of_columns_connect_clusters(monkeypatch):
+    F, G = clustered(8, 0.03, 3000, d=64)
+    result = sinkhorn_from_features(F, G, 0.005, tol=1e-4)
+    assert result.converged
+    assert result.n_iter <= 10  # 6
+    monkeypatch.setattr(module, "_GROUPS", 1)
+    assert sinkhorn_from_features(F, G, 0.005, tol=1e-4).n_iter > 20  # 31
 
 
 def test_start_at_the_solution_is_the_solution(rng):

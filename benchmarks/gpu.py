@@ -22,7 +22,6 @@ seeds, of the six recalls' mean on rows never seen, and of their difference seed
 import argparse
 import itertools
 import multiprocessing
-import resource
 import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -110,14 +109,14 @@ def measure(method, n, options):
 def allocated(device):
     """Memory held now, in MiB; peaks are counted from here on."""
     if device.type != "cuda":
-        return klot.resident()
+        return klot.memory_from_here()
     torch.cuda.reset_peak_memory_stats(device)
     return torch.cuda.memory_allocated(device) / 2**20
 
 
 def peak(device):
     if device.type != "cuda":
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        return klot.memory("VmHWM")
     return torch.cuda.max_memory_allocated(device) / 2**20
 
 

@@ -4,7 +4,7 @@
     python benchmarks/sizing.py --counted       # only counts: one H200, and 64 of them
 
 Each measurement is a fit of `SOTAlignTransformer(CCATeacher(reg=0.1, n_components=k))` in memory, on rows of planted factors in
-float32. Peak is the most that the process held (Linux: ru_maxrss) beyond what it held before `fit`, the rows it is given among
+float32. Peak is the most that the process held (Linux: VmHWM) beyond what it held before `fit`, the rows it is given among
 it, after a small fit as a warm-up. A step takes the median of the times of the processor, one thread, between two calls of the
 divergence. Iterations are those of the student's plan and the teacher's together, a step, on average.
 
@@ -17,13 +17,12 @@ import argparse
 import itertools
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
 import time
 
-from klot import resident
+from klot import memory, memory_from_here
 
 DENSE = 1 << 26  # entries of a kernel up to which it is kept, as in skalign/_core/divergences.py
 KERNELS = 3.3  # matrices of that size that a step holds at most, as measured
@@ -151,9 +150,9 @@ def measure(batch, d, options):
     small = {"X_unpaired": pools[0][:64], "Y_unpaired": pools[1][:64]}
     aligner.fit(X, Y, **small)
     del times[:], iterations[:]
-    before = resident()
+    before = memory_from_here()
     aligner.fit(X, Y, X_unpaired=pools[0], Y_unpaired=pools[1])
-    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before) * 1.048576
+    peak = (memory("VmHWM") - before) * 1.048576
     return {"peak": peak, "step": statistics.median(np.diff(times).tolist()), "iterations": statistics.mean(iterations)}
 
 

@@ -65,7 +65,11 @@ class _Affinity:
     """What both kinds share: an n x m matrix of some type on some device, read in blocks of rows.
 
     The processes of a `group` hold some of the rows each, maybe none, and all of the columns.
+
+    width : columns that lie side by side since they are alike come in groups of so many; None if they come as they are.
     """
+
+    width = None
 
     @cached_property
     def n_rows(self):
@@ -145,10 +149,7 @@ class StoredAffinity(_Affinity):
 
 
 class FactoredAffinity(_Affinity):
-    """``K = F @ G.T`` from features F (n, d) and G (m, d).
-
-    width : columns that lie side by side since they are alike come in groups of so many; None if they come as they are.
-    """
+    """``K = F @ G.T`` from features F (n, d) and G (m, d)."""
 
     is_stored = False
 

@@ -48,7 +48,7 @@ _MODEL_ITER = 100  # iterations on a model before it is compared with the plan
 _ROOM = {"cpu": 1 << 23, "cuda": 1 << 26}  # entries kept of whole rows if the affinity is not stored
 _LARGE_ENTRIES = 5 << 20  # large entries kept of a plan, beside 16 for each row and column
 _BITS = (40, 32, 24, 20, 16, 12)  # an entry is large above 2^-bits of its row; the most bits that fit are taken
-_FINE_BITS = (40, 36, 32, 28, 24, 22, 20, 18, 16, 15, 14, 13, 12, 11, 10, 9, 8)  # if K is not stored: sweeps are dear
+_FINE_BITS = (40, 36, 32, 28, 24, 22, 20, 18, 16, 15, 14, 13, 12, 11, 10, 9, 8)  # with groups: sweeps are dear
 _FEW = 0.09  # share of entries above which products with the large ones save little; twice that if K is not stored
 _SPACIOUS = 1 << 23  # entries of a stored K from which on that share counts in memory, and half as many do as well
 _SMALL = 1 << 20  # entries of a kept plan below which iterations on it are as quick as on its large entries
@@ -499,7 +499,7 @@ def _large_entries(affinity, block, former=None):
     """A model of large entries if, by some rows, they are few and have most of the mass; else None."""
     n, m = affinity.n_rows, affinity.shape[1]
     some = block[:: 1 + len(block) // 16]
-    for bits in _BITS if affinity.is_stored else _FINE_BITS:
+    for bits in _FINE_BITS if affinity.width else _BITS:
         large = some.ge(2.0**-bits)
         found = large.sum(), (some * large).sum(), torch.tensor(len(some))
         n_large, mass, n_some = (float(total) for total in affinity.group.total(*found))
@@ -641,8 +641,8 @@ class _LargeEntries(_Model):
         self.affinity, self.shape, self.bits = affinity, affinity.shape, bits
         self.trust = 0.01 if affinity.is_stored else 0.001  # a sweep that forms K is worth many iterations
         self.dtype = np.float32 if affinity.dtype == torch.float32 else np.float64
-        self.width = None if affinity.is_stored else affinity.width  # of the groups
-        self.starts = np.arange(0, self.shape[1], self.width or self.shape[1])
+        self.width = affinity.width
+        self.starts = np.arange(0, self.shape[1], self.width or self.shape[1])  # of the groups
         self.memory = _memory(former, _LargeEntries, self._allocate)
         self.values, self.columns, self.rest = self.memory
         self.counts, self.size, self.G = np.zeros(self.shape[0], dtype=np.int64), 0, None

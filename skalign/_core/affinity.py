@@ -205,11 +205,12 @@ def _like_side_by_side(G, width):
         if len(part) <= width:
             done.append(part)
             continue
-        Z = G[part] - G[part].mean(dim=0)
+        rows = G if len(part) == len(G) else G[part]
         direction = torch.randn(G.shape[1], generator=generator, dtype=G.dtype, device=G.device)
         for _ in range(_POWER_ITER):
-            direction = torch.nn.functional.normalize(Z.T @ (Z @ direction), dim=0)
-        part = part[(Z @ direction).argsort()]
+            along = rows @ direction
+            direction = torch.nn.functional.normalize(rows.T @ (along - along.mean()), dim=0)
+        part = part[(rows @ direction).argsort()]
         half = -(-len(part) // width) // 2 * width
         todo += [part[half:], part[:half]]
     return torch.cat(done)

@@ -24,6 +24,7 @@ import math
 import warnings
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
+from mmap import mmap
 from typing import NamedTuple
 
 import numpy as np
@@ -385,8 +386,11 @@ def _first_psi(affinity, scale, a, b):
     rows = slice(None, None, 1 + affinity.n_rows // 1024)
     columns, log_a = affinity.select(rows).transposed(), a[rows].log2().to(affinity.dtype)
     totals = torch.full_like(b, -math.inf)
-    for block_rows in columns.row_blocks() if len(log_a) else ():
-        totals[block_rows] = _log2_sum(*exp2_rows_(columns.scaled_rows(block_rows, scale, log_a)))
+    if len(log_a):
+        scratch = columns.scratch()
+        for block_rows in columns.row_blocks():
+            out = scratch[: block_rows.stop - block_rows.start]
+            totals[block_rows] = _log2_sum(*exp2_rows_(columns.scaled_rows(block_rows, scale, log_a, out=out)))
     if affinity.group.size > 1:
         top = affinity.group.largest(totals)
         (sums,) = affinity.group.total((totals - top).exp2())
@@ -650,7 +654,7 @@ class _LargeEntries(_Model):
     def _allocate(self):
         room = self.room(self.shape, self.affinity.is_stored)
         rest = np.empty((self.shape[0], len(self.starts)), self.dtype) if self.width else None
-        return np.empty(room, self.dtype), np.empty(room, np.int32), rest
+        return _pages(room, self.dtype), _pages(room, np.int32), rest
 
     @staticmethod
     def room(shape, is_stored):
@@ -736,6 +740,11 @@ class _LargeEntries(_Model):
     def _of_groups(self, numbers):
         """For each column that of its group."""
         return np.repeat(numbers, self.width or self.shape[1])[: self.shape[1]]
+
+
+def _pages(size, dtype):
+    """A vector in pages of its own, which are given back when it goes; what is freed on the heap may stay."""
+    return np.frombuffer(mmap(-1, max(size * np.dtype(dtype).itemsize, 1)), dtype, size)
 
 
 def _sums_of_groups(block, width):

@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from .bridges import ridge
+from .heads import random_numbers
 from .ranks import recalls
 from .training import descend
 
@@ -80,8 +81,7 @@ class Velocity(nn.Module):
         super().__init__()
         widths = (d_y + 2 * _FREQUENCIES + d_x, *hidden, d_y)
         layers = []
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+        with random_numbers(seed):
             for d_in, d_out in itertools.pairwise(widths):
                 layers += [nn.Linear(d_in, d_out, dtype=torch.float32), nn.SiLU()]
         self.layers = nn.Sequential(*layers[:-1])

@@ -21,10 +21,10 @@ are held there.
 """
 
 import math
+import mmap
 import warnings
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
-from mmap import mmap
 from typing import NamedTuple
 
 import numpy as np
@@ -744,7 +744,8 @@ class _LargeEntries(_Model):
 
 def _pages(size, dtype):
     """A vector in pages of its own, which are given back when it goes; what is freed on the heap may stay."""
-    return np.frombuffer(mmap(-1, max(size * np.dtype(dtype).itemsize, 1)), dtype, size)
+    kind = {"flags": mmap.MAP_PRIVATE} if hasattr(mmap, "MAP_PRIVATE") else {}  # there are no kinds on Windows
+    return np.frombuffer(mmap.mmap(-1, max(size * np.dtype(dtype).itemsize, 1), **kind), dtype, size)
 
 
 def _sums_of_groups(block, width):

@@ -1,5 +1,8 @@
 """Laws of the flow: its integral, its loss, where it starts, and what training makes of it."""
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -112,6 +115,21 @@ def test_training_finds_a_planted_map(rng):
     assert error < 0.05 * spread
     assert record.n_iter == len(record.curves["loss"]) == 300
     assert np.mean(record.curves["loss"][-20:]) < 0.1 * np.mean(record.curves["loss"][:20])
+
+
+def test_equal_seeds_draw_equal_weights_in_threads_side_by_side():
+    def weights(seed):
+        return torch.nn.utils.parameters_to_vector(Velocity(3, 2, (16,) * 4, seed).parameters()).detach()
+
+    interval = sys.getswitchinterval()
+    expected = [weights(seed) for seed in range(40)]
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as threads:
+            found = list(threads.map(weights, range(40)))
+    finally:
+        sys.setswitchinterval(interval)
+    assert all(map(torch.equal, expected, found))
 
 
 def test_equal_seeds_train_equal_flows():

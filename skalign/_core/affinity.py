@@ -14,8 +14,8 @@ from .threads import Shared
 
 _STORED_BLOCK = 1 << 18  # entries treated at a time: 1 MiB of float32 stays in cache
 _FACTORED_BLOCK = 1 << 21  # wider, for the matrix product to be worth its start
-_POWER_ITER = 3  # steps towards the direction in which rows vary most
 _DEVICE_BLOCK = 1 << 24  # on a GPU, where every operation has a start to pay and there is no such cache
+_POWER_ITER = 3  # steps towards the direction in which rows vary most
 
 
 def check_features(F, G):

@@ -700,8 +700,8 @@ class _LargeEntries(_Model):
     def close(self, a, state, v=None, row_sums=None):
         """Take the plan of a state: that of the sweep, or one at ``v = 2^move`` from there, whose rows sum to `row_sums`."""
         if self.G is None:
-            ends = np.concatenate([[0], np.cumsum(self.counts)]).astype(np.int32)
-            G = csr_array((self.values[: self.size], self.columns[: self.size], ends), shape=self.shape)
+            starts = np.concatenate([[0], np.cumsum(self.counts)]).astype(np.int32)
+            G = csr_array((self.values[: self.size], self.columns[: self.size], starts), shape=self.shape)
             self.G, self.G_T = _product_ready(G), G.T  # a transposed copy of it saves no time on two cores
         a, column_sums = a.numpy(), state.column_sums.numpy()
         self.a = a

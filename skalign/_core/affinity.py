@@ -5,6 +5,7 @@ Knows torch, knows nothing of transport or estimators.
 
 import contextlib
 import math
+import mmap
 from functools import cached_property
 
 import torch
@@ -160,6 +161,14 @@ class FactoredAffinity(_Affinity):
     def _block_entries(self):
         return _FACTORED_BLOCK
 
+    def scratch(self):
+        return super().scratch() if self.width is None else self._own_scratch
+
+    @cached_property
+    def _own_scratch(self):
+        n_rows = self._step()
+        return pages(n_rows * self.shape[1], self.dtype).view(n_rows, -1)
+
     def scaled_rows(self, rows, scale, offset, out=None):
         """``scale * K[rows] + offset``."""
         return torch.addmm(offset, self.F[rows] * scale, self.G.T, out=out)
@@ -214,6 +223,12 @@ def _like_side_by_side(G, width):
         half = -(-len(part) // width) // 2 * width
         todo += [part[half:], part[:half]]
     return torch.cat(done)
+
+
+def pages(size, dtype):
+    """A vector in pages of its own on the CPU, which are given back when it goes; what is freed on the heap may stay."""
+    kind = {"flags": mmap.MAP_PRIVATE} if hasattr(mmap, "MAP_PRIVATE") else {}  # there are no kinds on Windows
+    return torch.frombuffer(mmap.mmap(-1, max(size, 1) * dtype.itemsize, **kind), dtype=dtype)[:size]
 
 
 def _extremes(Z, group):

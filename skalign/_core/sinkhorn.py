@@ -21,7 +21,6 @@ are held there.
 """
 
 import math
-import mmap
 import warnings
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
@@ -31,7 +30,7 @@ import numpy as np
 import torch
 from scipy.sparse import csr_array
 
-from .affinity import FactoredAffinity, StoredAffinity, check_features, full_precision
+from .affinity import FactoredAffinity, StoredAffinity, check_features, full_precision, pages
 from .exp2 import FLOOR, exp2_rows_, exp2_shares_
 from .relaxation import RIGID, Relaxation, namespace, tilted
 
@@ -47,7 +46,7 @@ _LEAST_SHARE = 0.05  # of the move a model proposes, below which a plain one is 
 _PATIENCE = 4  # how often a state may be worse, or a model of little help, before another way is tried
 _MODEL_ITER = 100  # iterations on a model before it is compared with the plan
 _ROOM = {"cpu": 1 << 23, "cuda": 1 << 26}  # entries kept of whole rows if the affinity is not stored
-_LARGE_ENTRIES = 5 << 20  # large entries kept of a plan, beside 16 for each row and column
+_LARGE_ENTRIES = 4 << 20  # large entries kept of a plan, beside 32 for each row and column
 _BITS = (40, 32, 24, 20, 16, 12)  # an entry is large above 2^-bits of its row; the most bits that fit are taken
 _FINE_BITS = (40, 36, 32, 28, 24, 22, 20, 18, 16, 15, 14, 13, 12, 11, 10, 9, 8)  # with groups: sweeps are dear
 _FEW = 0.09  # share of entries above which products with the large ones save little; twice that if K is not stored
@@ -654,14 +653,14 @@ class _LargeEntries(_Model):
     def _allocate(self):
         room = self.room(self.shape, self.affinity.is_stored)
         rest = np.empty((self.shape[0], len(self.starts)), self.dtype) if self.width else None
-        return _pages(room, self.dtype), _pages(room, np.int32), rest
+        return pages(room, self.affinity.dtype).numpy(), pages(room, torch.int32).numpy(), rest
 
     @staticmethod
     def room(shape, is_stored):
         """How many entries are kept at most."""
         n_entries = math.prod(shape)
         few = _FEW * (0.5 if n_entries >= _SPACIOUS else 1) if is_stored else 2 * _FEW
-        return min(_LARGE_ENTRIES + 16 * sum(shape), math.ceil(few * n_entries))
+        return min(_LARGE_ENTRIES + 32 * sum(shape), math.ceil(few * n_entries))
 
     @property
     def reach(self):
@@ -740,12 +739,6 @@ class _LargeEntries(_Model):
     def _of_groups(self, numbers):
         """For each column that of its group."""
         return np.repeat(numbers, self.width or self.shape[1])[: self.shape[1]]
-
-
-def _pages(size, dtype):
-    """A vector in pages of its own, which are given back when it goes; what is freed on the heap may stay."""
-    kind = {"flags": mmap.MAP_PRIVATE} if hasattr(mmap, "MAP_PRIVATE") else {}  # there are no kinds on Windows
-    return np.frombuffer(mmap.mmap(-1, max(size * np.dtype(dtype).itemsize, 1), **kind), dtype, size)
 
 
 def _sums_of_groups(block, width):

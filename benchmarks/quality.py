@@ -50,6 +50,8 @@ METHODS = {  # name: (estimator, grid tuned on the validation set)
     "SUE, tuned": (SUE, {"n_components": [8, 30], "n_neighbors": [10, 30, 100], "normalize": [False, True]}),
     "SOTAlign": (SOTAlign, {}),
     "SOTAlign, pairs only": (SOTAlign, {}),
+    "SOTAlign, linear": (SOTAlign, {"n_landmarks": [0]}),
+    "SOTAlign, untrained": (SOTAlign, {"teacher_weight": [1.0], "max_iter": [1]}),
     "SOTAlign, no CSLS": (SOTAlign, {"hubness_correction": [False]}),
     "SOTAlign, InfoNCE": (SOTAlign, {"divergence": ["info_nce"]}),
     "SOTAlign, CKA": (SOTAlign, {"divergence": ["cka"]}),
@@ -147,8 +149,7 @@ class Teacher:
         self.aligner = aligner
 
     def transform(self, X, Y):
-        steps = self.aligner.x_transformer_, self.aligner.y_transformer_
-        X, Y = (Z if step is None else step.transform(Z) for step, Z in zip(steps, (X, Y), strict=True))
+        _, X, Y = self.aligner._second_stage_and_views(X, Y)
         return self.aligner.teacher_.transform(X, Y)
 
 

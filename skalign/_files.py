@@ -62,6 +62,7 @@ _FROM_SCIKIT_LEARN = {  # all their state is arrays, numbers and strings
 }
 _PARTS = {
     "skalign._core.hubness.LocalScaling",
+    "skalign._core.landmarks.GaussianFeatures",
     "skalign._stream.Sample",
     "skalign._stream.Stream",
     "skalign.baselines._sue._SpectralEmbedding",

@@ -378,6 +378,20 @@ def some_rows(view, pool, n_rows, rng, without=None):
     return stack(drawn[~missing_rows(drawn)], None if pool is None else pool[rows[rows >= len(of_view)] - len(of_view)])
 
 
+def spread_rows(view, paired, free, pool, n_rows):
+    """Up to `n_rows` rows of a view: paired ones, by their numbers, then free ones and its pool, each evenly spaced."""
+    paired = paired[evenly_spaced(len(paired), n_rows)]
+    others = evenly_spaced(len(free) + (0 if pool is None else len(pool)), n_rows - len(paired))
+    further = None if pool is None else pool[others[others >= len(free)] - len(free)]
+    rows = np.concatenate([paired, free[others[others < len(free)]]])
+    return view[rows] if further is None else np.concatenate([view[rows], further])
+
+
+def evenly_spaced(n, n_wanted):
+    """Numbers from 0 to n - 1, evenly spaced, as many as are wanted, or all."""
+    return np.linspace(0, n - 1, min(n, n_wanted)).astype(np.int64)
+
+
 def _blocks(view, pool):
     """All present rows of a view and its pool in float64, a few at a time, so that no copy as large as the view is made."""
     for part in (view, pool):

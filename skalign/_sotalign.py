@@ -18,11 +18,12 @@ from ._callbacks import CallbackSupportMixin, Steps, with_attributes
 from ._core.distributed import ALONE, alone, current
 from ._core.divergences import DIVERGENCES, Divergence
 from ._core.hubness import N_FURTHER, LocalScaling
-from ._core.layers import HubnessColumns
+from ._core.landmarks import GaussianFeatures
+from ._core.layers import HubnessColumns, KernelColumns
 from ._core.objectives import PairsAndTeacher
 from ._export import preprocessing_layers
 from ._hubness import N_ANCHORS, N_NEIGHBORS, fit_local_scaling
-from ._pairs import missing_rows
+from ._pairs import missing_rows, spread_rows
 from ._sources import MappedRows, Rows
 from ._teachers import CCATeacher, ProcrustesTeacher
 from ._together import common_random_state, on_all_ranks, refuse_unlike
@@ -33,6 +34,10 @@ _UNEVEN = 20  # ratio of the outer deciles of column deviations above which a vi
 _LEARN_NOTHING = (FrozenEstimator, FunctionTransformer, Normalizer)  # transformers that all rows teach nothing
 _REG_EXPONENT = 0.25  # of the automatic teacher where there are unpaired rows and
 _FEW_PAIRS = 150  # fewer pairs than these: see docs/what_moves_the_needle.rst
+_N_LANDMARKS = 1000  # of either view
+_LARGE = 1 << 28  # numbers that rows in memory may come to as features; more are formed as they are read
+_MOST_COMPONENTS = 512  # of the shared space, from a CCA on kernel features
+_BLOCK = 1 << 14  # rows embedded at a time
 _TEACHER_WEIGHT = 0.4  # where there are unpaired rows to train on
 _SHARED = (  # settings that SOTAlign hands on to its second stage as they are
     "alpha",
@@ -524,8 +529,8 @@ class SOTAlignTransformer(TrainedAligner):
 class SOTAlign(CallbackSupportMixin, BaseAligner):
     r"""Align two raw embedding spaces from few pairs and many unpaired rows, without tuning.
 
-    Each view is preprocessed, a linear teacher is fitted on the pairs, and linear heads are trained to agree with the
-    pairs (SigLIP) and with the teacher's transport plan on unpaired batches (KLOT) [1]_:
+    Each view is preprocessed and turned into features of a Gaussian kernel, a linear teacher is fitted on the pairs, and linear
+    heads are trained to agree with the pairs (SigLIP) and with the teacher's transport plan on unpaired batches (KLOT) [1]_:
 
     .. math:: \min_{f, g} \; \mathrm{SigLIP}\bigl(f(A), g(B)\bigr)
         + \alpha\, \mathrm{KL}\bigl(\mathrm{OT}_{\varepsilon^*}(K^*) \,\|\, \mathrm{OT}_{\varepsilon}(K)\bigr)
@@ -544,6 +549,12 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
         has ``partial_fit``, else on all of them, which then must fit into it. "auto" standardises the columns of a view whose
         standard deviations differ more than 20-fold between the lowest and the highest tenth (hand-made features of
         mixed units), and leaves embeddings alone. Rows are scaled to unit length and centred afterwards in any case.
+    n_landmarks : int or "auto", default="auto"
+        Rows of each view to which kernels are taken, paired ones first, then unpaired ones, evenly spaced. Preprocessed rows
+        of unit length become :math:`K^{-1/2} (k(x, l_1), \dots, k(x, l_m))`, with :math:`k(x, l) = \exp(-\lVert x - l
+        \rVert^2 / s^2)`, K the kernel of the landmarks and :math:`s^2` their mean squared distance (Nyström [2]_): teacher and
+        heads are linear in these. 0 leaves the views, and so the whole map, linear. "auto" is 1,000, and 0 with a frozen
+        teacher, which knows the views as they are.
     alpha : float, default=30
         Weight of the divergence, at least 0.
     divergence : {"klot", "info_nce", "cka"}, default="klot"
@@ -557,8 +568,8 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
         Let cosines tell how near two rows are beyond how near each is to the other view in general (CSLS / 4), as
         :class:`HubnessCorrection` does; `transform` then has four more columns.
     n_components : int, default=None
-        Dimension of the shared space; None is that of the teacher where the heads start there, else
-        ``min(d_x, d_y, 1024)`` after preprocessing.
+        Dimension of the shared space; None is that of the teacher where the heads start there, with kernel features and
+        "auto" or "cca" as teacher at most 512; else ``min(d_x, d_y, 1024)`` after preprocessing.
     head : {"linear", "layernorm", "mlp"} or callable, default="linear"
         Map of each view.
     learning_rate : float, default=5e-4
@@ -576,7 +587,7 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
     early_stopping : bool, default=False
         Hold 10 % of the pairs out, stop when their recall no longer rises, keep the best state.
     warm_start : bool, default=False
-        Start from the heads of the `fit` before, if there is one; `teacher_weight` does nothing then.
+        Start from the heads of the `fit` before, if there is one, on its landmarks; `teacher_weight` does nothing then.
     checkpoint_dir : str or path-like, default=None
         Folder in which the state of the training is kept, so that a `fit` that was killed goes on where it was when the
         same line runs again; see :class:`SOTAlignTransformer`. Without `random_state` the anchors of the hubness
@@ -602,6 +613,8 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
         Fitted teacher, on the preprocessed views; None if ``alpha=0``.
     x_transformer_, y_transformer_ : transformer or None
         Fitted preprocessing.
+    x_features_, y_features_ : tuple or None
+        Landmarks, the inverse :math:`1 / s^2` of their mean squared distance, and :math:`K^{-1/2}`.
     loss_curve_ : dict of str to list of float
         "loss", "siglip" and "divergence" of each step; with `early_stopping` also "validation".
     sinkhorn_error_ : dict of str to float
@@ -632,6 +645,7 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
     References
     ----------
     .. [1] SOTAlign, arXiv 2602.23353, eq. 5.
+    .. [2] Williams and Seeger, "Using the Nyström method to speed up kernel machines", NeurIPS 2000.
 
     Examples
     --------
@@ -649,6 +663,7 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
         "x_transformer": [StrOptions({"auto"}), HasMethods(["fit", "transform"]), None],
         "y_transformer": [StrOptions({"auto"}), HasMethods(["fit", "transform"]), None],
         "teacher_weight": [Interval(Real, 0, 1, closed="both"), StrOptions({"auto"})],
+        "n_landmarks": [Interval(Integral, 0, None, closed="left"), StrOptions({"auto"})],
         "hubness_correction": ["boolean"],
     }
 
@@ -660,6 +675,7 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
         *,
         x_transformer="auto",
         y_transformer="auto",
+        n_landmarks="auto",
         alpha=30.0,
         divergence="klot",
         epsilon=0.1,
@@ -688,6 +704,7 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
         self.teacher = teacher
         self.x_transformer = x_transformer
         self.y_transformer = y_transformer
+        self.n_landmarks = n_landmarks
         self.alpha = alpha
         self.divergence = divergence
         self.epsilon = epsilon
@@ -756,10 +773,11 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
 
         steps = Steps.of(self, views, self.max_iter, attributes_of) if group.is_first else None
         self._fit_transformers(views)
-        self.x_transformer_, self.y_transformer_ = group.first((self.x_transformer_, self.y_transformer_))
+        for name in ("x_transformer_", "y_transformer_", "x_features_", "y_features_"):
+            setattr(self, name, group.first(getattr(self, name)))
         n_unpaired = len(views.X_unpaired) + len(views.Y_unpaired)
         aligner = SOTAlignTransformer(teacher=self._teacher(len(views.pairs), n_unpaired), **self._settings(n_unpaired))
-        aligner._steps = steps
+        aligner._steps, aligner._most_components = steps, self._most_components()
         if self.warm_start and hasattr(self, "aligner_"):
             vars(aligner).update(
                 {
@@ -824,6 +842,7 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
         else:
             self._fit_transformers(given)
             aligner = SOTAlignTransformer(teacher=self._teacher(len(given.pairs), n_unpaired))
+            aligner._most_components = self._most_components()
         aligner.set_params(**self._settings(n_unpaired))
         views = self._preprocessed(given.X, given.Y) if len(given.X) else (None, None)
         aligner.partial_fit(*views, given.pairs if len(given.X) else None, **self._preprocessed_pools(given))
@@ -832,8 +851,20 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
         return self
 
     def _fit_transformers(self, views):
+        """Preprocessing of both views, and kernel features behind it; these stay where heads on them go on (`warm_start`)."""
         self.x_transformer_ = _fit_transformer(self.x_transformer, views.X_all)
         self.y_transformer_ = _fit_transformer(self.y_transformer, views.Y_all)
+        if self.warm_start and hasattr(self, "aligner_"):
+            return
+        n_landmarks = self.n_landmarks
+        if n_landmarks == "auto":  # a frozen teacher knows the views as they are
+            n_landmarks = 0 if isinstance(self.teacher, FrozenEstimator) else _N_LANDMARKS
+        of_x = views.X, np.unique(views.pairs[:, 0]), views.x_free, views.X_pool
+        of_y = views.Y, np.unique(views.pairs[:, 1]), views.y_free, views.Y_pool
+        self.x_features_, self.y_features_ = (
+            GaussianFeatures.fit(_apply(step, spread_rows(*rows, n_landmarks))) if n_landmarks else None
+            for step, rows in ((_chain(self.x_transformer_), of_x), (_chain(self.y_transformer_), of_y))
+        )
 
     def _settings(self, n_unpaired):
         """Settings of the second stage, where so many rows are unpaired."""
@@ -842,12 +873,21 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
             settings["teacher_weight"] = _TEACHER_WEIGHT if n_unpaired else 1.0
         return settings
 
+    def _x_step(self):
+        return _chain(self.x_transformer_, self.x_features_)
+
+    def _y_step(self):
+        return _chain(self.y_transformer_, self.y_features_)
+
     def _preprocessed(self, X, Y):
-        return _apply(self.x_transformer_, X), _apply(self.y_transformer_, Y)
+        return _apply_to_all(self._x_step(), self.x_features_, X), _apply_to_all(self._y_step(), self.y_features_, Y)
 
     def _preprocessed_pools(self, views):
-        pools = {"X_unpaired": (self.x_transformer_, views.X_pool), "Y_unpaired": (self.y_transformer_, views.Y_pool)}
-        return {name: _apply(step, pool) for name, (step, pool) in pools.items() if pool is not None}
+        pools = {
+            "X_unpaired": (self._x_step(), self.x_features_, views.X_pool),
+            "Y_unpaired": (self._y_step(), self.y_features_, views.Y_pool),
+        }
+        return {name: _apply_to_all(*how, pool) for name, (*how, pool) in pools.items() if pool is not None}
 
     def _around(self, aligner, views, random_state):
         """Fitted attributes that follow from the fitted second stage."""
@@ -865,10 +905,10 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
             return LocalScaling.fit(*anchors, N_NEIGHBORS)
 
         def embed_x(X):
-            return aligner._embed_x(_apply(self.x_transformer_, X))
+            return _block_by_block(aligner._embed_x, self._x_step(), X)
 
         def embed_y(Y):
-            return aligner._embed_y(_apply(self.y_transformer_, Y))
+            return _block_by_block(aligner._embed_y, self._y_step(), Y)
 
         return fit_local_scaling(embed_x, embed_y, views, N_NEIGHBORS, N_ANCHORS, random_state)
 
@@ -914,22 +954,31 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
             return CCATeacher(reg_exponent=_REG_EXPONENT)
         return {"auto": CCATeacher, **_TEACHERS}[self.teacher]()
 
+    def _most_components(self):
+        """Of the shared space by default: kernel features have many directions, the last of which tell little."""
+        by_name = isinstance(self.teacher, str) and self.teacher in ("auto", "cca")
+        return _MOST_COMPONENTS if by_name and self.x_features_ is not None else None
+
     def _embed_x(self, X):
-        F = self._second_stage()._embed_x(_apply(self.x_transformer_, X))
+        F = _block_by_block(self._second_stage()._embed_x, self._x_step(), X)
         return F if self.local_scaling_ is None else self.local_scaling_.lift_x(F)
 
     def _embed_y(self, Y):
-        G = self._second_stage()._embed_y(_apply(self.y_transformer_, Y))
+        G = _block_by_block(self._second_stage()._embed_y, self._y_step(), Y)
         return G if self.local_scaling_ is None else self.local_scaling_.lift_y(G)
 
     def _layers(self, view):
-        layers = [*preprocessing_layers(getattr(self, f"{view}_transformer_")), *self.aligner_._layers(view)]
+        layers, features = (
+            preprocessing_layers(getattr(self, f"{view}_transformer_")),
+            getattr(self, f"{view}_features_"),
+        )
+        layers = [*layers, *([] if features is None else [KernelColumns(features)]), *self.aligner_._layers(view)]
         return layers if self.local_scaling_ is None else [*layers, HubnessColumns(self.local_scaling_, view)]
 
     def _second_stage_and_views(self, X, Y):
         """The fitted heads and the views as they take them: all that lies before the hubness correction."""
         check_is_fitted(self)
-        steps = (self.x_transformer_, self._check_x(X)), (self.y_transformer_, self._check_y(Y))
+        steps = (self._x_step(), self._check_x(X)), (self._y_step(), self._check_y(Y))
         return self._second_stage(), *(_apply(step, rows) for step, rows in steps)
 
     def _second_stage(self):
@@ -973,16 +1022,41 @@ def _without_strides(transformer):
     return transformer
 
 
-def _apply(transformer, rows):
-    """Preprocessed rows in the type they had; missing rows stay missing."""
+def _chain(transformer, features=None):
+    """A transformer and kernel features, one after the other, as a function of rows; None if there is neither."""
     if transformer is None:
+        return features
+
+    def preprocessed(rows):
+        rows = check_array(transformer.transform(rows), dtype=rows.dtype, input_name="the preprocessed view")
+        return rows if features is None else features(rows)
+
+    return preprocessed
+
+
+def _apply(step, rows):
+    """Preprocessed rows in the type they had; missing rows stay missing."""
+    if step is None:
         return rows
     if isinstance(rows, Rows):
-        return MappedRows(rows, lambda block: _apply(transformer, block))
+        return MappedRows(rows, lambda block: _apply(step, block))
     missing = missing_rows(rows)
-    present = check_array(transformer.transform(rows[~missing]), dtype=rows.dtype, input_name="the preprocessed view")
+    present = step(rows[~missing])
     if not missing.any():
         return present
     full = np.full((len(rows), present.shape[1]), np.nan, dtype=rows.dtype)
     full[~missing] = present
     return full
+
+
+def _apply_to_all(step, features, rows):
+    """`_apply`, but where that would take more than a GiB or two the rows are preprocessed as they are read."""
+    if features is None or isinstance(rows, Rows) or len(rows) * len(features.landmarks) <= _LARGE:
+        return _apply(step, rows)
+    return _apply(step, rows) if missing_rows(rows).any() else MappedRows(rows, step)
+
+
+def _block_by_block(embed, step, rows):
+    """Embeddings of preprocessed rows, which may be much wider than either, so there are only some of them at a time."""
+    starts = range(_BLOCK, len(rows), _BLOCK)
+    return np.concatenate([embed(_apply(step, block)) for block in np.split(rows, starts)])

@@ -220,10 +220,11 @@ class MappedRows(Rows):
     def __init__(self, rows, function):
         self.rows, self.function = rows, function
         self.shape = (len(rows), self._read(0, 1).shape[1])
-        self.dtype, self.read_together = rows.dtype, rows.read_together
+        self.dtype, self.read_together = rows.dtype, _read_together(rows)
 
     def check(self):
-        self.rows.check()
+        if isinstance(self.rows, Rows):
+            self.rows.check()
 
     def _read(self, start, stop):
         return self.function(self.rows[start:stop])

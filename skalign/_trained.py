@@ -225,7 +225,10 @@ class TrainedAligner(CallbackSupportMixin, BaseAligner):
         at_teacher = former is None and teacher is not None and self._starts_from(teacher)
         if former is None or self.n_components is not None:  # else that of the former heads
             limit = min(self.n_features_in_, self.n_features_in_y_, _MAX_DIMENSION)
-            self.n_components_ = self.n_components or (teacher.n_components_ if at_teacher else limit)
+            if at_teacher:
+                most = getattr(self, "_most_components", None)  # lent by an estimator around this one
+                limit = teacher.n_components_ if most is None else min(teacher.n_components_, most)
+            self.n_components_ = self.n_components or limit
         head_x = build_head(self.head_, self.n_features_in_, self.n_components_, seeds[0])
         head_y = build_head(self.head_, self.n_features_in_y_, self.n_components_, seeds[1])
         if at_teacher:

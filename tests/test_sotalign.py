@@ -17,6 +17,7 @@ from sklearn.preprocessing import StandardScaler
 
 import skalign._trained
 from skalign import CCATeacher, ContrastiveTeacher, HubnessCorrection, ProcrustesTeacher, SOTAlign, SOTAlignTransformer
+from skalign._core.rows import normalize_rows
 from skalign.datasets import load_emoji, make_two_views
 from skalign.metrics import mean_recall
 
@@ -73,7 +74,7 @@ def test_the_teacher_weight_leaves_heads_alone_that_started_elsewhere(data):
 
 def test_without_unpaired_rows_sotalign_is_its_teacher(data):
     p = len(data.paired_idx)
-    settings = {"max_iter": 3, "random_state": 0, "hubness_correction": False}
+    settings = {"max_iter": 3, "random_state": 0, "hubness_correction": False, "n_landmarks": 0}
     aligner = SOTAlign(**settings).fit(data.X[:p], data.Y[:p])
     assert_allclose(aligner.transform(data.X_test), aligner.teacher_.transform(data.X_test), **LAW[np.float32])
     one_more = SOTAlign(**settings).fit(data.X[:p], data.Y[:p], Y_unpaired=data.Y[p : p + 1])
@@ -261,7 +262,7 @@ def test_a_frozen_preprocessing_is_used_as_it_is(data):
 def test_transformers_see_all_rows_and_may_change_the_width(data):
     aligner = fitted(data, SOTAlign, x_transformer=PCA(5), y_transformer=StandardScaler(), n_components=4)
     assert aligner.x_transformer_.n_samples_ == len(data.X)
-    assert aligner.aligner_.transform(data.X_test[:, :5], data.Y_test)[1].shape == (200, 4)
+    assert aligner.x_features_.landmarks.shape[1] == 5
     assert aligner.transform(data.X_test, data.Y_test)[1].shape == (200, 4 + 4)  # four carry the hubness correction
 
 
@@ -282,6 +283,83 @@ def test_auto_preprocessing_standardises_mixed_units_and_leaves_embeddings_alone
     assert aligner.y_transformer_ is None
     with_constants = np.column_stack([mixed, np.ones((len(mixed), 3))])
     assert SOTAlign(max_iter=2).fit(with_constants, data.Y, data.paired_idx).x_transformer_ is not None
+
+
+def test_landmarks_are_paired_rows_first_then_unpaired_ones_evenly_spaced(data):
+    unit_x, unit_y = normalize_rows(data.X), normalize_rows(data.Y)
+    few = fitted(data, SOTAlign, n_landmarks=20)
+    paired = data.paired_idx[np.linspace(0, 59, 20).astype(int)]
+    assert_array_equal(few.x_features_.landmarks, unit_x[np.sort(paired[:, 0])])
+    pool = {"Y_unpaired": data.Y[100:]}
+    more = SOTAlign(n_landmarks=80, max_iter=1).fit(data.X, data.Y[:100], data.paired_idx, **pool)
+    free = 60 + np.linspace(0, len(data.Y) - 61, 20).astype(int)
+    assert_array_equal(more.y_features_.landmarks, np.concatenate([unit_y[:60], unit_y[free]]))
+    every = fitted(data, SOTAlign).y_features_.landmarks
+    assert_array_equal(every, unit_y)  # there are fewer than 1,000
+
+
+def test_kernel_features_are_what_both_stages_see(data):
+    aligner = fitted(data, SOTAlign, hubness_correction=False)
+    X, Y = aligner.x_features_(data.X), aligner.y_features_(data.Y)
+    within = SOTAlignTransformer(max_iter=10, random_state=0, teacher=CCATeacher(reg_exponent=0.25), teacher_weight=0.4)
+    expected = within.fit(X, Y, data.paired_idx).transform_y(aligner.y_features_(data.Y_test))
+    assert_allclose(aligner.transform_y(data.Y_test), expected, atol=1e-6)
+
+
+def test_without_landmarks_the_map_is_linear(data):
+    aligner = fitted(data, SOTAlign, n_landmarks=0, hubness_correction=False)
+    assert aligner.x_features_ is None
+    within = SOTAlignTransformer(max_iter=10, random_state=0, teacher=CCATeacher(reg_exponent=0.25), teacher_weight=0.4)
+    expected = within.fit(data.X, data.Y, data.paired_idx).transform(data.X_test)
+    assert_allclose(aligner.transform(data.X_test), expected, atol=1e-6)
+
+
+def test_kernel_features_find_what_no_linear_map_does(rng):
+    angle = rng.uniform(-np.pi, np.pi, size=500)
+
+    def turned(k):  # the views share the angle, one of them told by its double and fivefold alone
+        return np.column_stack([np.cos(k * angle), np.sin(k * angle)])
+
+    X, Y = np.hstack([turned(1), turned(3)]), np.hstack([turned(2), turned(5)])
+    mask, recalls = np.arange(500) < 150, []
+    for n_landmarks in (0, 300):
+        aligner = SOTAlign(n_landmarks=n_landmarks, max_iter=20, random_state=0).fit(X[:400], Y[:400], mask[:400])
+        recalls.append(mean_recall(*aligner.transform(X[400:], Y[400:])))
+    assert recalls[1] > recalls[0] + 0.2
+
+
+def test_a_frozen_teacher_sees_the_views_as_they_are(data):
+    frozen = FrozenEstimator(CCATeacher().fit(data.X, data.Y, data.paired_idx))
+    aligner = fitted(data, SOTAlign, teacher=frozen)
+    assert aligner.x_features_ is aligner.y_features_ is None
+
+
+def test_the_shared_space_of_kernel_features_has_512_columns_at_most(monkeypatch, data):
+    assert fitted(data, SOTAlign, hubness_correction=False).n_components_ == 59
+    monkeypatch.setattr("skalign._sotalign._MOST_COMPONENTS", 40)
+    assert fitted(data, SOTAlign, hubness_correction=False).n_components_ == 40
+    assert fitted(data, SOTAlign, hubness_correction=False, n_components=50).n_components_ == 50
+    assert fitted(data, SOTAlign, hubness_correction=False, teacher=CCATeacher()).n_components_ == 59
+
+
+def test_a_warm_start_keeps_its_landmarks(data):
+    aligner = fitted(data, SOTAlign, warm_start=True, n_landmarks=70)
+    former = aligner.x_features_
+    aligner.fit(data.X[::-1], data.Y, data.paired_idx[:40])
+    assert aligner.x_features_ is former
+
+
+@pytest.mark.parametrize("pools", [False, True])
+def test_rows_whose_features_would_not_fit_are_preprocessed_as_they_are_read(monkeypatch, data, pools):
+    given = (data.X, data.Y, data.paired_idx), {}
+    if pools:
+        given = (data.X[:60], data.Y[:60]), {"X_unpaired": data.X[60:], "Y_unpaired": data.Y[60:]}
+    settings = {"max_iter": 1, "random_state": 0, "batch_size_unpaired": 1000}  # all rows, in whatever order
+    expected = SOTAlign(**settings).fit(*given[0], **given[1])
+    monkeypatch.setattr("skalign._sotalign._LARGE", 100)
+    monkeypatch.setattr("skalign._sotalign._BLOCK", 7)
+    aligner = SOTAlign(**settings).fit(*given[0], **given[1])
+    assert_allclose(aligner.transform(data.X_test), expected.transform(data.X_test), atol=1e-5)
 
 
 def test_missing_rows_pass_preprocessing(data):

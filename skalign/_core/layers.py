@@ -42,6 +42,19 @@ class Standardize(nn.Module):
         return (rows - self.mean) / self.scale
 
 
+class KernelColumns(nn.Module):
+    """`GaussianFeatures` of rows."""
+
+    def __init__(self, features):
+        super().__init__()
+        self.register_buffer("landmarks", tensor32(features.landmarks))
+        self.register_buffer("whitening", tensor32(features.whitening))
+        self.gamma, self.unit = features.gamma, UnitRows()
+
+    def forward(self, rows):
+        return torch.exp(2 * self.gamma * (self.unit(rows) @ self.landmarks.T - 1)) @ self.whitening
+
+
 class HubnessColumns(nn.Module):
     """`LocalScaling.lift_x` if ``view="x"``, else `lift_y`."""
 

@@ -15,7 +15,7 @@ from skalign.plotting import PlanDisplay
 
 @pytest.fixture(scope="module")
 def trained(data):
-    return SOTAlign(max_iter=5, random_state=0).fit(data.X, data.Y, data.paired_idx)
+    return SOTAlign(n_landmarks=0, max_iter=5, random_state=0).fit(data.X, data.Y, data.paired_idx)
 
 
 def test_the_image_is_the_plan_in_units_of_the_uniform_one(aligner, captions):
@@ -69,9 +69,9 @@ def test_preprocessing_and_corrections_are_walked_through(data):
     stage = SOTAlignTransformer(max_iter=3, random_state=0)
     aligner = SOTAlign(x_transformer=StandardScaler(), max_iter=3, random_state=0)
     aligner.fit(data.X, data.Y, data.paired_idx)
-    scaled = aligner.x_transformer_.transform(data.X_test)
+    X = aligner.x_features_(aligner.x_transformer_.transform(data.X_test))
     shown = PlanDisplay.from_estimator(aligner, data.X_test, data.Y_test, which="teacher")
-    expected = PlanDisplay.from_estimator(aligner.aligner_, scaled, data.Y_test, which="teacher")
+    expected = PlanDisplay.from_estimator(aligner.aligner_, X, aligner.y_features_(data.Y_test), which="teacher")
     assert_array_equal(shown.plan, expected.plan)
     corrected = make_pipeline(StandardScaler(), HubnessCorrection(stage, random_state=0))
     corrected.fit(data.X, data.Y, hubnesscorrection__paired_idx=data.paired_idx)

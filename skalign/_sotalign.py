@@ -798,8 +798,9 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
         """Train further on the rows of a stream: once over those of this call, all of which may be forgotten then.
 
         See :meth:`SOTAlignTransformer.partial_fit`, of which this is the form for raw embeddings. Preprocessing is that of
-        the first call, and so is the shape of the teacher's ridge; give it rows enough to tell. The anchors of the hubness
-        correction are drawn evenly from the rows of all calls of `partial_fit`, and move with the heads.
+        the first call, and so are the landmarks and the shape of the teacher's ridge; give it rows enough to tell. The
+        anchors of the hubness correction are drawn evenly from the rows of all calls of `partial_fit`, and move with the
+        heads.
 
         Parameters
         ----------
@@ -854,7 +855,10 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
         """Preprocessing of both views, and kernel features behind it; these stay where heads on them go on (`warm_start`)."""
         self.x_transformer_ = _fit_transformer(self.x_transformer, views.X_all)
         self.y_transformer_ = _fit_transformer(self.y_transformer, views.Y_all)
+        x_step, y_step = _chain(self.x_transformer_), _chain(self.y_transformer_)
         if self.warm_start and hasattr(self, "aligner_"):
+            _check_width("X", self.x_features_, _apply(x_step, views.X_pairs[:1]))
+            _check_width("Y", self.y_features_, _apply(y_step, views.Y_pairs[:1]))
             return
         n_landmarks = self.n_landmarks
         if n_landmarks == "auto":  # a frozen teacher knows the views as they are
@@ -863,7 +867,7 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
         of_y = views.Y, np.unique(views.pairs[:, 1]), views.y_free, views.Y_pool
         self.x_features_, self.y_features_ = (
             GaussianFeatures.fit(_apply(step, spread_rows(*rows, n_landmarks))) if n_landmarks else None
-            for step, rows in ((_chain(self.x_transformer_), of_x), (_chain(self.y_transformer_), of_y))
+            for step, rows in ((x_step, of_x), (y_step, of_y))
         )
 
     def _settings(self, n_unpaired):
@@ -968,11 +972,10 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
         return G if self.local_scaling_ is None else self.local_scaling_.lift_y(G)
 
     def _layers(self, view):
-        layers, features = (
-            preprocessing_layers(getattr(self, f"{view}_transformer_")),
-            getattr(self, f"{view}_features_"),
-        )
-        layers = [*layers, *([] if features is None else [KernelColumns(features)]), *self.aligner_._layers(view)]
+        features = getattr(self, f"{view}_features_")
+        layers = preprocessing_layers(getattr(self, f"{view}_transformer_"))
+        layers += [] if features is None else [KernelColumns(features)]
+        layers += self.aligner_._layers(view)
         return layers if self.local_scaling_ is None else [*layers, HubnessColumns(self.local_scaling_, view)]
 
     def _second_stage_and_views(self, X, Y):
@@ -1047,6 +1050,16 @@ def _apply(step, rows):
     full = np.full((len(rows), present.shape[1]), np.nan, dtype=rows.dtype)
     full[~missing] = present
     return full
+
+
+def _check_width(view, features, row):
+    """Refuse rows that are not as wide as the landmarks of a former fit."""
+    if features is not None and features.landmarks.shape[1] != row.shape[1]:
+        raise ValueError(
+            f"warm_start=True goes on from the fitted heads, but the weights of that of {view} are for landmarks of "
+            f"{features.landmarks.shape[1]} columns, and {view} now has {row.shape[1]}. Keep the columns of both views, or set "
+            "warm_start=False."
+        )
 
 
 def _apply_to_all(step, features, rows):

@@ -615,7 +615,7 @@ warm = pytest.mark.parametrize("aligner", WARM.values(), ids=WARM)
 def test_a_warm_start_is_where_the_fit_before_ended(aligner, data):
     aligner = fitted(clone(aligner), data)
     first = [weights.copy() for weights in weights_of(aligner)]
-    fitted(aligner.set_params(learning_rate=1e-12), data)
+    fitted(aligner.set_params(learning_rate=1e-20), data)
     for before, after in zip(first, weights_of(aligner), strict=True):
         assert_array_equal(before, after)
     fitted(aligner.set_params(warm_start=False), data)

@@ -66,6 +66,7 @@ def test_a_stream_ends_as_good_as_a_fit_on_all_its_rows():
         sizes = {"n_features_x": 20, "n_features_y": 30, "n_latent": 16}
         data = make_two_views(P, 3000, 2900, 300, noise=0.15, random_state=seed, **sizes)
         settings = {"teacher": CCATeacher(reg=0.01), "batch_size_unpaired": 128, "random_state": seed}
+        settings["n_landmarks"] = P  # which are the pairs in both
         stream = SOTAlign(**settings).partial_fit(data.X[:P], data.Y[:P])
         first = stream.score(data.X_test, data.Y_test)
         for X, Y in zip(np.array_split(data.X[P:], 5), np.array_split(data.Y[P:], 5), strict=True):
@@ -91,7 +92,7 @@ def test_calls_may_bring_any_number_of_rows(aligner, data, sizes):
 
 def test_the_first_call_of_pairs_alone_is_good_for_use(data):
     teacher = CCATeacher().fit(data.X[:P], data.Y[:P])
-    aligner = SOTAlign(hubness_correction=False, random_state=0).partial_fit(data.X[:P], data.Y[:P])
+    aligner = SOTAlign(n_landmarks=0, hubness_correction=False, random_state=0).partial_fit(data.X[:P], data.Y[:P])
     assert_allclose(aligner.transform(data.X_test), teacher.transform(data.X_test), **LAW[np.float32])
 
 
@@ -259,7 +260,7 @@ def test_heads_that_come_out_lie_between_those_trained_and_the_start(data):
 
 
 def test_anchors_are_of_all_calls_and_where_the_heads_put_them_now(data):
-    aligner = begun(SOTAlign(random_state=0, batch_size_unpaired=50), data)
+    aligner = begun(SOTAlign(n_landmarks=0, random_state=0, batch_size_unpaired=50), data)
     aligner.partial_fit(**unpaired(data, 70, 90))
     anchors = aligner.aligner_.transform(np.concatenate([data.X[:100], data.X[100:170]]))
     assert_allclose(aligner.local_scaling_.x_anchors, anchors, **LAW[np.float32])

@@ -102,5 +102,6 @@ ax.spines[["top", "right"]].set_visible(False)
 plt.show()
 
 # %%
-# Left on disk, pools take the same memory however many rows they have; read into memory, ten times what the files take, since
-# a fit makes copies in higher precision. :doc:`/user_guide/scaling` tells what else may be a pool, and what must be in memory.
+# Left on disk, pools take the same memory however many rows they have; read into memory, forty times what these narrow files
+# take, since a fit makes copies in higher precision, and of 1,000 kernel features a row. :doc:`/user_guide/scaling` tells what
+# else may be a pool, and what must be in memory.

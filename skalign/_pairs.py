@@ -380,14 +380,14 @@ def some_rows(view, pool, n_rows, rng, without=None):
 
 def spread_rows(view, paired, free, pool, n_rows):
     """Up to `n_rows` rows of a view: paired ones, by their numbers, then free ones and its pool, each evenly spaced."""
-    paired = paired[evenly_spaced(len(paired), n_rows)]
-    others = evenly_spaced(len(free) + (0 if pool is None else len(pool)), n_rows - len(paired))
+    paired = paired[_evenly_spaced(len(paired), n_rows)]
+    others = _evenly_spaced(len(free) + (0 if pool is None else len(pool)), n_rows - len(paired))
     further = None if pool is None else pool[others[others >= len(free)] - len(free)]
     rows = np.concatenate([paired, free[others[others < len(free)]]])
     return view[rows] if further is None else np.concatenate([view[rows], further])
 
 
-def evenly_spaced(n, n_wanted):
+def _evenly_spaced(n, n_wanted):
     """Numbers from 0 to n - 1, evenly spaced, as many as are wanted, or all."""
     return np.linspace(0, n - 1, min(n, n_wanted)).astype(np.int64)
 

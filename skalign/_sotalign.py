@@ -773,8 +773,8 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
 
         steps = Steps.of(self, views, self.max_iter, attributes_of) if group.is_first else None
         self._fit_transformers(views)
-        for name in ("x_transformer_", "y_transformer_", "x_features_", "y_features_"):
-            setattr(self, name, group.first(getattr(self, name)))
+        self.x_transformer_, self.y_transformer_ = group.first((self.x_transformer_, self.y_transformer_))
+        self.x_features_, self.y_features_ = group.first((self.x_features_, self.y_features_))
         n_unpaired = len(views.X_unpaired) + len(views.Y_unpaired)
         aligner = SOTAlignTransformer(teacher=self._teacher(len(views.pairs), n_unpaired), **self._settings(n_unpaired))
         aligner._steps, aligner._most_components = steps, self._most_components()

@@ -551,10 +551,10 @@ class SOTAlign(CallbackSupportMixin, BaseAligner):
         mixed units), and leaves embeddings alone. Rows are scaled to unit length and centred afterwards in any case.
     n_landmarks : int or "auto", default="auto"
         Rows of each view to which kernels are taken, paired ones first, then unpaired ones, evenly spaced. Preprocessed rows
-        of unit length become :math:`K^{-1/2} (k(x, l_1), \dots, k(x, l_m))`, with :math:`k(x, l) = \exp(-\lVert x - l
-        \rVert^2 / s^2)`, K the kernel of the landmarks and :math:`s^2` their mean squared distance (Nyström [2]_): teacher and
-        heads are linear in these. 0 leaves the views, and so the whole map, linear. "auto" is 1,000, and 0 with a frozen
-        teacher, which knows the views as they are.
+        of unit length become :math:`K^{-1/2} k(x)` with :math:`k(x)_j = \exp(-\|x - l_j\|^2 / s^2)` for landmarks
+        :math:`l_j`, K the kernel of the landmarks and :math:`s^2` their mean squared distance (Nyström [2]_): teacher and heads
+        are linear in these. 0 leaves the views, and so the whole map, linear. "auto" is 1,000, and 0 with a frozen teacher,
+        which knows the views as they are.
     alpha : float, default=30
         Weight of the divergence, at least 0.
     divergence : {"klot", "info_nce", "cka"}, default="klot"

@@ -14,10 +14,10 @@ _BLOCK = 1 << 22  # kernel entries held at a time
 class GaussianFeatures(NamedTuple):
     r"""Nyström features of the Gaussian kernel between rows of unit length.
 
-    With landmarks :math:`l_1, \dots, l_m` and :math:`k(x, l) = \exp(-\gamma \lVert x - l \rVert^2)` the features of a row are
-    :math:`K^{-1/2} (k(x, l_1), \dots, k(x, l_m))`, K the kernel of the landmarks; their inner products are those of the kernel
-    for landmarks, and about so for other rows. They are computed in float64: :math:`K^{-1/2}` magnifies rounding, by which a
-    row would depend on those beside it.
+    With landmarks :math:`l_j` the features of a row are :math:`K^{-1/2} k(x)`, where
+    :math:`k(x)_j = \exp(-\gamma \|x - l_j\|^2)` and K is the kernel of the landmarks; their inner products are those of the
+    kernel for landmarks, and about so for other rows. They are computed in float64: :math:`K^{-1/2}` magnifies rounding, by
+    which a row would depend on those beside it.
 
     landmarks : (m, d) unit rows; gamma : inverse of their mean squared distance; whitening : (m, m) :math:`K^{-1/2}`.
     """

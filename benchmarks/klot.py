@@ -56,8 +56,9 @@ def main():
                 launch("reference", kind, n, folder, options, max(options.threads))
             methods = options.methods or [name for name in METHODS if n <= SLOW.get(name, n)]
             found = {case: [] for case in itertools.product(methods, options.threads)}
-            for _, (name, threads) in itertools.product(range(options.rounds), found):
-                found[name, threads].append(launch(name, kind, n, folder, options, threads))
+            for _, ((name, threads), runs) in itertools.product(range(options.rounds), found.items()):
+                if None not in runs:  # what was stopped once is not tried again
+                    runs.append(launch(name, kind, n, folder, options, threads))
             for (name, threads), runs in found.items():
                 results.append({"kind": kind, "n": n, "method": name, "threads": threads, **median(runs)})
                 print(results[-1], file=sys.stderr, flush=True)
@@ -80,24 +81,31 @@ def parse_arguments():
     parser.add_argument("--tol", type=float, default=1e-4, help="L1 marginal error of skalign and POT")
     parser.add_argument("--rounds", type=int, default=3, help="how often everything is measured")
     parser.add_argument("--threads", type=int, nargs="+", default=[1], help="threads of each process, in turn")
+    parser.add_argument("--limit", type=float, help="seconds after which a measurement is stopped and told as longer")
     parser.add_argument("--output", type=Path, help="write every median to this JSON file")
     parser.add_argument("--worker", nargs=4, help=argparse.SUPPRESS)  # method, kind, n, folder of the reference
     return parser.parse_args()
 
 
 def launch(method, kind, n, folder, options, threads):
-    """One measurement in a process of its own."""
+    """One measurement in a process of its own; None if it was stopped."""
     settings = ["--epsilons", *map(str, options.epsilons), "--tol", str(options.tol), "--threads", str(threads)]
     data = ["--data", str(options.data)] if options.data else []
     command = [sys.executable, __file__, *settings, *data, "--worker", method, kind, str(n), folder]
     limits = dict.fromkeys(["OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"], str(threads))
-    process = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | limits)
+    waits = {"timeout": None if method == "reference" else options.limit}
+    try:
+        process = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | limits, **waits)
+    except subprocess.TimeoutExpired:
+        return None
     if process.returncode:
         raise RuntimeError(f"{method} on {kind}, n = {n}:\n{process.stderr}")
     return json.loads(process.stdout.splitlines()[-1])
 
 
 def median(runs):
+    if None in runs:
+        return {"seconds": None}
     return {key: sorted(run[key] for run in runs)[len(runs) // 2] for key in runs[0] if runs[0][key] is not None}
 
 
@@ -318,9 +326,10 @@ def print_table(results, options):
     dense = {(row["kind"], row["n"], row["threads"]): row["seconds"] for row in results if row["method"] == "dense"}
     for row in results:
         base = dense.get((row["kind"], row["n"], row["threads"]))
-        cells = [row["kind"], row["n"], row["method"], row["threads"], f"{row['seconds']:.3g}"]
-        cells += ["" if base is None else f"{row['seconds'] / base:.2g}", f"{row['seconds'] / row['n'] ** 2 * 1e9:.0f}"]
-        cells += [f"{row['peak_mib']:.0f}"]
+        more, seconds = ("> ", options.limit) if row["seconds"] is None else ("", row["seconds"])
+        cells = [row["kind"], row["n"], row["method"], row["threads"], f"{more}{seconds:.3g}"]
+        cells += ["" if base is None else f"{more}{seconds / base:.2g}", f"{more}{seconds / row['n'] ** 2 * 1e9:.0f}"]
+        cells += [f"{row['peak_mib']:.0f}" if "peak_mib" in row else ""]
         cells += [f"{row[key]:.1e}" if key in row else "" for key in ("error", "gradient_error")]
         print("| " + " | ".join(map(str, cells)) + " |")
 

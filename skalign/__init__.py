@@ -10,7 +10,8 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not run __getattr__
     from ._hubness import HubnessCorrection
     from ._retrieval import CrossModalRetriever
     from ._show_versions import show_versions
-    from ._sotalign import SOTAlign, SOTAlignTransformer
+    from ._sotalign import SOTAlign
+    from ._sotalign_transformer import SOTAlignTransformer
     from ._teachers import CCATeacher, ProcrustesTeacher
     from ._trained import ContrastiveTeacher
     from ._zero_shot import ZeroShotClassifier
@@ -25,7 +26,7 @@ _HOMES = {
     "HubnessCorrection": "_hubness",
     "ProcrustesTeacher": "_teachers",
     "SOTAlign": "_sotalign",
-    "SOTAlignTransformer": "_sotalign",
+    "SOTAlignTransformer": "_sotalign_transformer",
     "ZeroShotClassifier": "_zero_shot",
     "load": "_files",
     "show_versions": "_show_versions",

@@ -200,6 +200,22 @@ def test_each_measurement_is_a_process_and_a_line_of_the_table(tmp_path, monkeyp
     assert f"| iid | 70 | features | 1 | {features['seconds']:.3g} | {ratio} |" in capsys.readouterr().out
 
 
+def test_a_measurement_that_takes_too_long_is_stopped_and_told_as_longer(monkeypatch, capsys):
+    klot, launched = benchmark("klot"), []
+    launch = klot.launch
+
+    def recorded(name, *arguments):
+        launched.append(name)
+        return {"seconds": 0.5, "peak_mib": 1.0} if name == "dense" else launch(name, *arguments)
+
+    monkeypatch.setattr(klot, "launch", recorded)
+    arguments = ["--kinds", "iid", "--sizes", "5000", "--methods", "dense", "features", "--rounds", "2"]
+    monkeypatch.setattr(sys, "argv", ["klot.py", *arguments, "--limit", "0.01"])
+    klot.main()
+    assert launched == ["dense", "features", "dense"]
+    assert "| iid | 5000 | features | 1 | > 0.01 | > 0.02 | > 0 |  |  |  |" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("kind", ["random", "clustered"])
 def test_every_search_is_measured_once_against_the_exact_rows(tmp_path, monkeypatch, capsys, kind):
     retrieval, results = benchmark("retrieval"), tmp_path / "retrieval.jsonl"

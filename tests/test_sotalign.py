@@ -356,8 +356,8 @@ def test_rows_whose_features_would_not_fit_are_preprocessed_as_they_are_read(mon
         given = (data.X[:60], data.Y[:60]), {"X_unpaired": data.X[60:], "Y_unpaired": data.Y[60:]}
     settings = {"max_iter": 1, "random_state": 0, "batch_size_unpaired": 1000}  # all rows, in whatever order
     expected = SOTAlign(**settings).fit(*given[0], **given[1])
-    monkeypatch.setattr("skalign._sotalign._LARGE", 100)
-    monkeypatch.setattr("skalign._sotalign._BLOCK", 7)
+    monkeypatch.setattr("skalign._preprocessing._LARGE", 100)
+    monkeypatch.setattr("skalign._preprocessing._BLOCK", 7)
     aligner = SOTAlign(**settings).fit(*given[0], **given[1])
     assert_allclose(aligner.transform(data.X_test), expected.transform(data.X_test), atol=1e-5)
 

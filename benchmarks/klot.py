@@ -92,10 +92,10 @@ def launch(method, kind, n, folder, options, threads):
     settings = ["--epsilons", *map(str, options.epsilons), "--tol", str(options.tol), "--threads", str(threads)]
     data = ["--data", str(options.data)] if options.data else []
     command = [sys.executable, __file__, *settings, *data, "--worker", method, kind, str(n), folder]
-    limits = dict.fromkeys(["OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"], str(threads))
-    waits = {"timeout": None if method == "reference" else options.limit}
+    env = os.environ | dict.fromkeys(["OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"], str(threads))
+    limit = None if method == "reference" else options.limit
     try:
-        process = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | limits, **waits)
+        process = subprocess.run(command, capture_output=True, text=True, check=False, env=env, timeout=limit)
     except subprocess.TimeoutExpired:
         return None
     if process.returncode:

@@ -15,6 +15,7 @@ from .threads import Shared
 
 _STORED_BLOCK = 1 << 18  # entries treated at a time: 1 MiB of float32 stays in cache
 _FACTORED_BLOCK = 1 << 21  # wider, for the matrix product to be worth its start
+_ROOMY = 1 << 22  # entries up to which blocks of a product are taken from the heap: fresh memory is slow
 _DEVICE_BLOCK = 1 << 24  # on a GPU, where every operation has a start to pay and there is no such cache
 _POWER_ITER = 3  # steps towards the direction in which rows vary most
 
@@ -166,7 +167,12 @@ class FactoredAffinity(_Affinity):
 
     @cached_property
     def _own_scratch(self):
-        n_rows = self._step()
+        return super().scratch()
+
+    def empty(self, n_rows):
+        """Memory for some rows; that of a large product in `pages`."""
+        if self.device.type != "cpu" or math.prod(self.shape) <= _ROOMY:
+            return super().empty(n_rows)
         return pages(n_rows * self.shape[1], self.dtype).view(n_rows, -1)
 
     def scaled_rows(self, rows, scale, offset, out=None):

@@ -139,6 +139,7 @@ def _from_matrix(teacher, student, spare, needed, K):
 def _from_features(teacher, student, spare, needed, F, G):
     """KLOT of ``K = F @ G.T`` and its gradients: ``dF = dK @ G`` and ``dG = dK.T @ F``, block by block."""
     value = _zero(teacher)
+    spare.clear()  # of no use here, and the blocks need memory
     dF, dG = (torch.zeros_like(Z) if wanted else None for Z, wanted in zip((F, G), needed, strict=True))
     with full_precision(F.device):
         for rows, T, P in _plan_rows(teacher, student, value):

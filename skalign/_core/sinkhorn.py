@@ -54,6 +54,7 @@ _SPACIOUS = 1 << 23  # entries of a stored K from which on that share counts in 
 _SMALL = 1 << 20  # entries of a kept plan below which iterations on it are as quick as on its large entries
 _WAIT = 100  # iterations on a small plan before its large entries are asked: a hard one has not been solved by then
 _GROUPS = 64  # of like columns, for each of which a row tells what its large entries leave out
+_COMPACTED = 256  # rows whose entries are gone through at a time where fewer are to be kept
 _LOST = 0.05  # mass that the large entries may leave out
 
 
@@ -684,16 +685,22 @@ class _LargeEntries(_Model):
             self.rest[rows] = _sums_of_groups(block, self.width)
 
     def _raise_threshold(self):
+        """Keep fewer of the entries taken so far: in place, some rows at a time."""
         self.bits -= 3
-        old = slice(self.size)
-        large = self.values[old] > 2.0**-self.bits
-        rows = np.repeat(np.arange(len(self.counts)), self.counts)
-        if self.width:
-            at = rows[~large], self.columns[old][~large] // self.width
-            np.add.at(self.rest, at, self.values[old][~large])
-        self.counts = np.bincount(rows[large], minlength=len(self.counts))
-        self.size = int(large.sum())
-        self.values[: self.size], self.columns[: self.size] = self.values[old][large], self.columns[old][large]
+        start = kept = 0
+        for first in range(0, len(self.counts), _COMPACTED):
+            counts = self.counts[first : first + _COMPACTED]
+            old = slice(start, start + counts.sum())
+            values, columns = self.values[old], self.columns[old]
+            large, rows = values > 2.0**-self.bits, np.repeat(np.arange(len(counts)), counts)
+            if self.width:
+                at = first + rows[~large], columns[~large] // self.width
+                np.add.at(self.rest, at, values[~large])
+            counts[:] = np.bincount(rows[large], minlength=len(counts))
+            new = slice(kept, kept + counts.sum())
+            self.values[new], self.columns[new] = values[large], columns[large]
+            start, kept = old.stop, new.stop
+        self.size = kept
 
     @np.errstate(all="ignore")
     def close(self, a, state, v=None, row_sums=None):

@@ -582,10 +582,10 @@ class _WholePlan(_Model):
         low, high = torch.aminmax(move)
         shift = (low + high) / 2  # of all columns alike, which the plan does not see
         v = (move - shift).exp2()
-        growth = (self.G @ v.to(self.G.dtype)).to(v.dtype)  # of the row sums
+        growth = _times_whole(self.G, v)  # of the row sums
         phi = self.base.phi - growth.log2() - shift
         row_sums, level = _row_sums(phi, a, relaxation)
-        column_sums = v * (self.G.T @ (row_sums / growth).to(self.G.dtype)).to(v.dtype)
+        column_sums = v * _times_whole(self.G, row_sums / growth, is_transposed=True)
         column_sums, level = self.affinity.group.total(column_sums, level)
         column_sums = _positive(column_sums)
         target, log_target, *measures = _measures(phi, psi, level, column_sums, a, b, relaxation)
@@ -677,8 +677,9 @@ class _LargeEntries(_Model):
             found = np.flatnonzero(entries > 2.0**-self.bits)
         new = slice(self.size, self.size + len(found))
         self.values[new] = entries[found]
-        found_rows, self.columns[new] = np.divmod(found, block.shape[1])
-        self.counts[rows] = np.bincount(found_rows, minlength=len(block))
+        starts = np.arange(len(block) + 1) * block.shape[1]
+        counts = np.diff(np.searchsorted(found, starts))
+        self.counts[rows], self.columns[new] = counts, found - np.repeat(starts[:-1], counts)
         self.size = new.stop
         if self.width:
             entries[found] = 0
@@ -708,7 +709,8 @@ class _LargeEntries(_Model):
         if self.G is None:
             starts = np.concatenate([[0], np.cumsum(self.counts)]).astype(np.int32)
             G = csr_array((self.values[: self.size], self.columns[: self.size], starts), shape=self.shape)
-            self.G, self.G_T = _product_ready(G), G.T  # a transposed copy of it saves no time on two cores
+            is_copied = self.affinity.is_stored and torch.get_num_threads() > 1  # a copy is read by all threads
+            self.G, self.G_T = _product_ready(G), _product_ready(G.T.tocsr()) if is_copied else G.T
         a, column_sums = a.numpy(), state.column_sums.numpy()
         self.a = a
         self.v = np.ones_like(column_sums) if v is None else v.numpy()
@@ -754,6 +756,20 @@ def _sums_of_groups(block, width):
     sums = block[:, : n_whole * width].unflatten(1, (n_whole, width)).sum(dim=2)
     rest = block[:, n_whole * width :]
     return (torch.cat([sums, rest.sum(dim=1, keepdim=True)], dim=1) if rest.shape[1] else sums).numpy()
+
+
+def _times_whole(G, vector, is_transposed=False):
+    """``G @ vector``, or ``G.T @ vector``, by all threads, some rows each: torch's own takes one."""
+    n_threads = 1 if G.is_cuda else torch.get_num_threads()
+    n_shared = len(G) // n_threads * n_threads
+    if n_threads == 1 or n_shared == 0:
+        return _times(G.T if is_transposed else G, vector)
+    parts, rest, vector_k = G[:n_shared].unflatten(0, (n_threads, -1)), G[n_shared:], vector.to(G.dtype)
+    if is_transposed:
+        shared = torch.bmm(vector_k[:n_shared].view(n_threads, 1, -1), parts)
+        return shared.sum(dim=(0, 1)).add_(vector_k[n_shared:] @ rest).to(vector.dtype)
+    shared = torch.bmm(vector_k.expand(n_threads, 1, -1), parts.mT)
+    return torch.cat([shared.flatten(), rest @ vector_k]).to(vector.dtype)
 
 
 def _native(tensor):

@@ -427,6 +427,7 @@ def test_large_entries_are_the_plan_above_their_threshold(rng, has_mkl, width, m
     if has_mkl and not torch.backends.mkl.is_available():
         pytest.skip("this torch comes without MKL")
     monkeypatch.setattr(module, "_has_sparse_products", lambda: has_mkl)
+    monkeypatch.setattr(module, "_COMPACTED", 5)
     P = torch.from_numpy(rng.dirichlet(np.full(41, 0.05), size=29))  # rows of sum one, few of them large
     a = torch.from_numpy(weights(rng, 29))
     problem = affinity.FactoredAffinity(P, torch.eye(41).double(), width=width) if width else affinity.StoredAffinity(P)
@@ -448,6 +449,16 @@ def test_large_entries_are_the_plan_above_their_threshold(rng, has_mkl, width, m
         assert_allclose(kept.column_sums(a.numpy(), 1.0)[0], a @ P, **LAW[np.float64])
         sums = (np.bincount(of_group, weights=sums) for sums in (kept.column_sums(u, 1.0)[0], u @ P.numpy()))
         assert_allclose(*sums, **LAW[np.float64])
+
+
+@pytest.mark.parametrize("n_threads", [1, 2, 3])
+def test_a_kept_plan_is_multiplied_by_any_number_of_threads(rng, n_threads, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: n_threads)
+    for shape in ((1, 5), (2, 3), (7, 4), (9, 1)):
+        G, v, u = (torch.from_numpy(rng.normal(size=size)) for size in (shape, shape[1], shape[0]))
+        for dtype, law in ((torch.float64, LAW[np.float64]), (torch.float32, LAW[np.float32])):
+            assert_allclose(module._times_whole(G.to(dtype), v), G @ v, **law)
+            assert_allclose(module._times_whole(G.to(dtype), u, is_transposed=True), G.T @ u, **law)
 
 
 def test_a_kept_plan_is_not_touched_by_its_large_entries(rng, monkeypatch):
